@@ -1,0 +1,74 @@
+"""What a run leaves behind, and whether it can be used."""
+
+import csv
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from conftest import DIGITS, Command
+
+
+def last(run: Path, name: str) -> float:
+    with (run / "metrics.csv").open() as file:
+        return [float(row[name]) for row in csv.DictReader(file) if row.get(name)][-1]
+
+
+def test_the_example_reaches_the_accuracy_that_its_header_promises(trained: Path, command: Command) -> None:
+    assert last(command("test", "--ckpt_path", trained.name), "test/acc") >= 0.97
+
+
+def test_a_run_is_one_folder_with_its_parts(trained: Path) -> None:
+    assert sorted(path.name for path in trained.iterdir()) == ["checkpoints", "config.yaml", "metrics.csv", "wandb"]
+
+
+def test_there_is_a_best_and_a_last_checkpoint_and_nothing_else(trained: Path) -> None:
+    best, newest = sorted(path.name for path in (trained / "checkpoints").iterdir())
+    assert newest == "last.ckpt"
+    assert best.startswith("epoch-")
+
+
+def test_checkpoints_hold_plain_data_only(trained: Path) -> None:
+    for file in (trained / "checkpoints").iterdir():
+        assert torch.load(file, weights_only=True)["hyper_parameters"]["num_classes"] == 10
+
+
+def test_metrics_are_kept_whatever_the_logger(trained: Path) -> None:
+    with (trained / "metrics.csv").open() as file:
+        header = next(csv.reader(file))
+    assert header[:2] == ["step", "epoch"]
+    assert {"train/loss", "val/loss", "val/acc", "lr-AdamW"} <= set(header)
+
+
+def test_the_configuration_of_a_run_can_be_run_again_and_gives_the_same_numbers(command: Command) -> None:
+    first = command("fit", *DIGITS, "--trainer.max_epochs", "2", "--trainer.logger", "false", "--model.lr", "0.01")
+    second = command("fit", "--config", str(first / "config.yaml"))
+    assert second != first
+    assert (second / "metrics.csv").read_text() == (first / "metrics.csv").read_text()
+    assert (second / "config.yaml").read_text() == (first / "config.yaml").read_text()
+
+
+def test_the_configuration_names_no_folder_of_the_run(trained: Path) -> None:
+    text = (trained / "config.yaml").read_text()
+    assert trained.name not in text
+    assert yaml.safe_load(text)["model"]["init_args"]["lr"] == 0.002
+
+
+def test_testing_leaves_the_trained_run_as_it_was(trained: Path, command: Command) -> None:
+    before = {path: path.stat().st_mtime_ns for path in trained.rglob("*") if path.is_file()}
+    for verb in ("validate", "test", "predict"):
+        assert command(verb, "--ckpt_path", str(trained), "--trainer.logger", "false") != trained
+    assert {path: path.stat().st_mtime_ns for path in trained.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("verb", ["validate", "test", "predict"])
+def test_random_weights_are_never_evaluated(verb: str, command: Command, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        command(verb, *DIGITS)
+    assert ended.value.code == 2
+    assert "--ckpt_path" in capsys.readouterr().err
+
+
+def test_fit_can_end_with_a_test_of_the_best_checkpoint(command: Command) -> None:
+    run = command("fit", *DIGITS, "--trainer.max_epochs", "1", "--test_after_fit", "true", "--trainer.logger", "false")
+    assert 0 < last(run, "test/acc") < 1

@@ -1,0 +1,44 @@
+"""The plumbing between command line, Lightning and W&B. Updates of the template replace it: build beside it."""
+
+import difflib
+import sys
+from collections.abc import Iterable, Sequence
+
+VERBS = ("fit", "validate", "test", "predict")
+
+
+class Mistake(SystemExit):
+    """What is wrong with a command: shown as one line without a traceback; the exit code is 2."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(2)
+        self.message = " ".join(message.split())
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """Returns "; did you mean X?" for the one of `names` that is most like `name`, or nothing."""
+    close = difflib.get_close_matches(name, list(names), n=1)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Runs one command: `main(["fit", "--config", "configs/digits.yaml"])` is `python main.py fit --config ...`.
+
+    Args:
+        args: What follows `main.py` on the command line; `sys.argv` if None.
+
+    Raises:
+        Mistake: If the command is wrong. What the model or the data raise passes through as it is.
+    """
+    words = list(sys.argv[1:] if args is None else args)
+    verb = words[0] if words else "nothing"
+    try:
+        if verb not in (*VERBS, "-h", "--help"):
+            got = f"{verb}, which comes after it" if verb.startswith("-") else f"{verb}{nearest(verb, VERBS)}"
+            raise Mistake(f"expected a verb ({', '.join(VERBS)}), got {got}")
+        from .cli import execute  # not before: it imports Lightning, which takes seconds
+
+        execute(words)
+    except Mistake as mistake:
+        print(f"error: {mistake.message}", file=sys.stderr)
+        raise

@@ -1,0 +1,178 @@
+"""The callbacks of every run."""
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from typing import Any, Literal
+
+import yaml
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint, ProgressBar
+from lightning.pytorch.utilities.model_helpers import is_overridden
+
+from . import Mistake, nearest
+from .run import Run, shown
+from .wandb import Wandb, define_summaries, summarize
+
+
+def stage_of(name: str) -> str:
+    """The part of a metric's name that tells the stage: `val` of `val/acc` and of `val_acc`."""
+    return re.split("[/_]", name)[0]
+
+
+@dataclass(eq=False)
+class Summaries(Callback):
+    """Has W&B's summary show best values, and keeps all values of the best validation in it as `best/<metric>`.
+
+    The best validation is the best in what the checkpoint callback monitors or, without one, in the first of `metrics`.
+
+    Args:
+        metrics: "min" or "max" by the metric's name.
+    """
+
+    metrics: dict[str, Literal["min", "max"]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.best: dict[str, float] = {}
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        for logger in trainer.loggers:
+            define_summaries(logger, self.metrics)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        monitor, mode = next(
+            ((c.monitor, c.mode) for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and c.monitor),
+            next(iter(self.metrics.items()), ("", "")),
+        )
+        values = {name: value.item() for name, value in trainer.callback_metrics.items()}
+        if trainer.sanity_checking or monitor not in values:
+            return
+        before = self.best.get(f"best/{monitor}")
+        if before is None or (values[monitor] > before if mode == "max" else values[monitor] < before):
+            others = sorted(name for name in values if stage_of(name) == stage_of(monitor) and name != monitor)
+            self.best = {f"best/{name}": values[name] for name in (monitor, *others)}
+            self.best["best/epoch"] = trainer.current_epoch
+            for logger in trainer.loggers:
+                summarize(logger, self.best)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self.best}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.best = state_dict["best"]
+
+
+@dataclass
+class Callbacks:
+    """The callbacks that configs/defaults.yaml sets; null for none. All others go into `trainer.callbacks`."""
+
+    checkpoint: ModelCheckpoint | None = None
+    early_stopping: EarlyStopping | None = None
+    lr_monitor: LearningRateMonitor | None = None
+    summaries: Summaries | None = None
+
+
+class NameCheck(Callback):
+    """Ends a run in its first seconds if a monitor or a summary names a metric that nobody logs.
+
+    After the first validation (the sanity check's, as a rule) a missing name is wrong if it looks like one of the
+    validation's. Others, such as `train/acc`, may still come, and are judged when the first epoch is over.
+    """
+
+    def __init__(self, callbacks: Callbacks) -> None:
+        self.callbacks = callbacks
+        self.before: set[str] = set()
+        self.validated = self.done = False
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.before = set(trainer.callback_metrics)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        seen = set(trainer.callback_metrics) - self.before
+        stages = {stage_of(name) for name in seen}
+        if not self.validated:
+            self._judge(trainer, lambda name: stage_of(name) in stages or bool(get_close_matches(name, seen, 1, 0.9)))
+        self.validated = not trainer.sanity_checking
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not is_overridden("on_train_epoch_end", pl_module):  # the model's own comes after this, and may log
+            self._judge_all(trainer)
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.callback_metrics:
+            self._judge_all(trainer)
+
+    def _judge_all(self, trainer: Trainer) -> None:
+        if not self.done and (self.validated or not trainer.enable_validation):
+            self._judge(trainer, lambda name: True)
+            self.done = True
+
+    def _judge(self, trainer: Trainer, wrong: Callable[[str], bool]) -> None:
+        logged = sorted(trainer.callback_metrics)
+        for option, name in self._names(trainer):
+            if name not in logged and wrong(name):
+                others = ", ".join(logged) or "nothing"
+                raise Mistake(f"{option}: nobody logs {name}, but {others}{nearest(name, logged)}")
+
+    def _names(self, trainer: Trainer) -> Iterator[tuple[str, str]]:
+        options = {id(callback): f"callbacks.{name}" for name, callback in vars(self.callbacks).items()}
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            option = options.get(id(callback), type(callback).__name__)
+            if isinstance(callback, Summaries):
+                yield from ((f"{option}.metrics", name) for name in callback.metrics)
+            elif isinstance(name := getattr(callback, "monitor", None), str):
+                yield f"{option}.monitor", name
+        for config in trainer.lr_scheduler_configs:
+            if config.reduce_on_plateau and config.monitor:
+                yield f"{type(config.scheduler).__name__}.monitor", config.monitor
+
+
+class Record(Callback):
+    """Writes config.yaml into the run's folder, gives the same to every logger, and says what begins."""
+
+    def __init__(self, run: Run, config: dict[str, Any]) -> None:
+        self.run = run
+        self.config = config
+        self.done = False
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if self.done or trainer.fast_dev_run or not trainer.is_global_zero:  # type: ignore[attr-defined]
+            return
+        self.done = True
+        self.run.folder.mkdir(parents=True, exist_ok=True)
+        (self.run.folder / "config.yaml").write_text(yaml.safe_dump(self.config, sort_keys=False), encoding="utf-8")
+        weights = sum(weight.numel() for weight in pl_module.parameters())
+        devices = type(trainer.accelerator).__name__.removesuffix("Accelerator")
+        if trainer.world_size > 1:
+            devices = f"{trainer.world_size} x {devices}; --trainer.devices 1 for one"
+        print(f"run      {shown(self.run.folder)}")
+        print(f"model    {type(pl_module).__name__}, {weights:,} weights")
+        print(f"device   {devices}")
+        for logger in trainer.loggers:
+            logger.log_hyperparams(self.config)
+            if isinstance(logger, Wandb):
+                print(f"W&B      {logger.state}", flush=True)
+
+
+class EpochLines(ProgressBar):
+    """Prints a line for each validation, or epoch without one, where there is no terminal to draw a bar in."""
+
+    def enable(self) -> None:
+        """Is always on."""
+
+    def disable(self) -> None:
+        """Is always on; Lightning switches bars off on other ranks, where this prints nothing anyway."""
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.sanity_checking:
+            self._print(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.enable_validation:
+            self._print(trainer)
+
+    def _print(self, trainer: Trainer) -> None:
+        if trainer.is_global_zero and trainer.state.fn == "fit":
+            values = "  ".join(f"{name} {value:.4g}" for name, value in sorted(trainer.callback_metrics.items()))
+            print(f"epoch {trainer.current_epoch:<3} step {trainer.global_step:<6} {values}", flush=True)

@@ -1,0 +1,117 @@
+"""Words for what jsonargparse finds wrong: which option, where it stands, what was expected, the nearest right name.
+
+Imported only when something is wrong. jsonargparse names a nested option by its last part alone and says the rest in
+many lines, so the option is looked up in what the user gave.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from lightning.pytorch import Callback, LightningDataModule, LightningModule
+from lightning.pytorch.cli import LightningArgumentParser
+from lightning.pytorch.loggers import Logger
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from . import nearest
+from .run import shown
+
+UNKNOWN = (
+    r"unrecognized arguments: --(?P<key>[^\s=]+)",
+    r"Subcommand '\w+' does not accept option '(?P<key>.+?)'",
+    r"Group '(?P<group>.+?)' does not accept option '(?P<key>.+?)'",
+    r"Option '(?P<key>.+?)' is not accepted",
+)
+
+
+def explain(error: BaseException, parser: LightningArgumentParser, layers: Sequence[str], flags: Sequence[str]) -> str:
+    """Rewrites what jsonargparse raised.
+
+    Args:
+        error: What it raised; notes on it or on its causes name the options of nested classes.
+        parser: A verb's parser, whose options are the others there are.
+        layers: The configuration, as files or JSON texts.
+        flags: The command line without verb and files.
+    """
+    for file in (Path(layer) for layer in layers if not layer.startswith("{")):
+        if problem := broken(file):
+            return problem
+    message, names = str(error), list(parser.get_defaults(skip_validation=True).keys())
+    cause: BaseException | None = error
+    while cause := cause and (cause.__cause__ or cause.__context__):
+        names += [name for note in getattr(cause, "__notes__", []) for name in note.split()]
+    if found := next(filter(None, (re.search(pattern, message) for pattern in UNKNOWN)), None):
+        key = found["key"]
+        leaf = key.rpartition(".")[2]
+        siblings = {name.rpartition(".")[2] for name in names if name.rpartition(".")[0] == key.rpartition(".")[0]}
+        hint = nearest(key, names) or nearest(leaf, siblings) or nearest(leaf, (n.rpartition(".")[2] for n in names))
+        return f"{place(key, layers, flags)}: no such option{hint}"
+    if found := re.search(r'.*Parser key "(?P<key>.+?)":(?P<rest>.*)', message, re.DOTALL):  # the last, innermost one
+        return f"{place(found['key'], layers, flags)}: {expectation(found['rest'].strip())}"
+    if found := re.search(r"arguments? (?:is|are) required: (.+)", message):
+        options = ", ".join("--" + name.partition(".")[2] for name in found[1].split(", "))
+        return f"{options}: missing; give a configuration, such as --config configs/digits.yaml"
+    return message
+
+
+def broken(file: Path) -> str:
+    """What is wrong with a configuration file as a whole, if anything is."""
+    if not file.is_file():
+        return f"{shown(file)}: no such file{nearest(file.name, (other.name for other in file.parent.glob('*')))}"
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        return f"{shown(file)}: {error}"
+    except yaml.MarkedYAMLError as error:
+        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        return f"{shown(file)}{line}: {error.problem}"
+    if not isinstance(content, dict):
+        return f"{shown(file)}: expected sections such as `model:`, got {content!r:.60}"
+    sections = [name for name in ("trainer", "callbacks") if not isinstance(content.get(name, {}), dict)]
+    return f"{shown(file)}: {sections[0]}: expected options, got {content[sections[0]]!r:.60}" if sections else ""
+
+
+def expectation(text: str) -> str:
+    """Says what was expected and what came instead, given the many lines of a failed type."""
+    if bad := re.search(r"Problem with given class_path '(.+?)':\s*(.+)|dot import path string: (\S+)", text):
+        path = bad[1] or bad[3]
+        return f"no class {path}{f' ({bad[2].strip()})' if bad[2] else ''}{nearest(path.rpartition('.')[2], classes())}"
+    if kinds := re.search(r"Subtypes: [\[(](?P<kinds>.*?)[\])]\n.*?Given value: (?P<value>.*?)(\n|$)", text, re.DOTALL):
+        pass
+    elif not (kinds := re.match(r"Expected an? (?P<kinds>.*?)\. Got value: (?P<value>.*?)(\n|$)", text)):
+        return text
+    names = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", kinds["kinds"]).replace("NoneType", "null")
+    return f"expected {names.replace(', ', ' or ')}, got {kinds['value']}"
+
+
+def classes() -> Iterator[str]:
+    """The names of all classes that a `class_path` could mean."""
+    todo: list[type] = [LightningModule, LightningDataModule, Callback, Logger, Optimizer, LRScheduler]
+    while todo:
+        todo += todo[0].__subclasses__()
+        yield todo.pop(0).__name__
+
+
+def place(key: str, layers: Sequence[str], flags: Sequence[str]) -> str:
+    """Where the user wrote `key`, of which only the end may be known: `--model.lr` or `x.yaml: model.init_args.lr`."""
+    for flag in flags:
+        name = flag.removeprefix("--").partition("=")[0].rstrip("+")
+        if flag.startswith("--") and f".{name}".endswith(f".{key}"):
+            return f"--{name}"
+    for layer in reversed(layers):
+        inline = layer.startswith("{")
+        for name in keys(yaml.safe_load(layer if inline else Path(layer).read_text(encoding="utf-8"))):
+            if f".{name}".endswith(f".{key}"):
+                return f"{'the checkpoint' if inline else shown(Path(layer))}: {name}"
+    return key
+
+
+def keys(value: Any, name: str = "") -> Iterator[str]:
+    """The dotted names of all that is within `value`, whole sections too."""
+    parts = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, item in parts:
+        yield f"{name}{key}"
+        yield from keys(item, f"{name}{key}.")
