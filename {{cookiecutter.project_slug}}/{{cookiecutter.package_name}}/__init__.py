@@ -1,1 +1,1 @@
-"""{{ cookiecutter.project_name }}: data.py, model.py and network.py are the research; engine/ is the plumbing."""
+"""data.py, model.py and network.py are the research, and yours to replace; engine/ is the plumbing."""

@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 import yaml
 from jsonargparse import Namespace
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import Checkpoint, ProgressBar
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
@@ -171,18 +171,21 @@ class CLI(LightningCLI):
         callbacks = [self.record, *ours, *(settings.callbacks or [])]
         bar = any(isinstance(callback, ProgressBar) for callback in callbacks) or sys.stdout.isatty()
         if settings.barebones:
-            callbacks = settings.callbacks
+            callbacks = list(settings.callbacks or [])
             kwargs.update(dict.fromkeys(BAREBONES))
         elif not bar and settings.enable_progress_bar is not False:
             callbacks.append(EpochLines())
         if settings.enable_checkpointing is False:
             callbacks = [callback for callback in callbacks if not isinstance(callback, Checkpoint)]
-        elif not any(isinstance(callback, Checkpoint) for callback in callbacks or []):
+        elif not any(isinstance(callback, Checkpoint) for callback in callbacks):
             kwargs["enable_checkpointing"] = False  # else Lightning adds a ModelCheckpoint of its own
         try:
             trainer = super().instantiate_trainer(callbacks=callbacks, **kwargs)
         except (TypeError, ValueError) as error:
             raise Mistake(f"trainer: {error}") from error
+        for callback in (c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)):
+            callback.save_last = callback.save_last and not settings.fast_dev_run  # Lightning writes it even then
+            callback.save_on_exception &= trainer.world_size == 1  # a rank that fails alone would wait for ever
         if not trainer.barebones:
             file = None if trainer.fast_dev_run else self.run.folder / "metrics.csv"  # type: ignore[attr-defined]
             trainer.loggers = [*trainer.loggers, MetricsFile(file)]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.loggers.logger import rank_zero_experiment
+from lightning.pytorch.utilities import rank_zero_only
 
 from .run import shown
 
@@ -85,6 +86,7 @@ class Wandb(WandbLogger):
         return f"offline{self._reason}; to see this run: wandb leet {folder}; to send it: wandb sync {self.place}"
 
 
+@rank_zero_only
 def define_summaries(logger: Logger, metrics: Mapping[str, str]) -> None:
     """Has W&B's summary show the best value of each metric, if the logger is a WandbLogger.
 
@@ -99,6 +101,7 @@ def define_summaries(logger: Logger, metrics: Mapping[str, str]) -> None:
             logger.experiment.define_metric(name, summary=summary, step_metric="trainer/global_step", step_sync=True)
 
 
+@rank_zero_only
 def summarize(logger: Logger, values: Mapping[str, float]) -> None:
     """Writes values into W&B's summary, if the logger is a WandbLogger."""
     if isinstance(logger, WandbLogger):

@@ -1,0 +1,47 @@
+# Everything the template needs: pip and venv alone suffice. Another interpreter: PYTHON=python3.12 make test
+PYTHON ?= $(shell for python in python3.11 python3; do $$python -c "" 2>/dev/null && echo $$python && break; done)
+BIN := .venv/bin
+TEMPLATE := {{cookiecutter.project_slug}}
+# Bakes the default project into the folder $(1), whatever the person's own cookiecutter settings are.
+bake = HOME="$(1)" $(BIN)/cookiecutter --no-input --default-config --output-dir "$(1)" .
+# Makes a folder $$bakery that is gone when the recipe ends.
+bakery = set -e; bakery=$$(mktemp -d); trap 'rm -rf "$$bakery"' EXIT
+
+demo: .venv/ready  # bakes the default project into .demo/ and trains it there; nothing leaves this machine
+	rm -rf .demo && mkdir .demo
+	$(call bake,.demo)
+	cd .demo/my-project && WANDB_MODE=offline ../../$(BIN)/python main.py fit --config configs/digits.yaml
+	@echo "What came out, in .demo/my-project:"
+	@cd .demo/my-project && find runs -type f \( -not -path "*/wandb/*" -o -name "*.wandb" \) | sort
+
+test: .venv/ready  # what takes minutes
+	$(BIN)/python -m pytest -n auto -m "not slow"
+
+test-all: test  # and what takes longer: fresh environments, `make demo` itself
+	$(BIN)/python -m pytest -n auto -m slow
+
+check: .venv/ready  # ruff and mypy, on the template's own Python and on a baked project; never writes
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	@$(bakery); $(call bake,$$bakery); PATH="$(CURDIR)/$(BIN):$$PATH"; cd "$$bakery/my-project"; set -x; \
+	ruff check .; ruff format --check .; mypy --python-executable "$(CURDIR)/$(BIN)/python"
+
+# Python files of the template hold no Jinja but the package's name: what ruff mends in a bake goes back to where it came from.
+fix: .venv/ready  # what ruff can mend by itself
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	@$(bakery); $(call bake,$$bakery) package_name=package_of_the_template; cd "$$bakery/my-project"; \
+	"$(CURDIR)/$(BIN)/ruff" check --fix . || true; "$(CURDIR)/$(BIN)/ruff" format .; \
+	find . -name "*.py" | while read -r file; do \
+	  origin=$$(echo "$$file" | sed "s/package_of_the_template/{{cookiecutter.package_name}}/"); \
+	  sed "s/package_of_the_template/{{ cookiecutter.package_name }}/g" "$$file" > "$(CURDIR)/$(TEMPLATE)/$$origin"; \
+	done
+
+.venv/ready: requirements.txt
+	@echo "Making .venv with $(PYTHON): downloads PyTorch and its companions once, which takes some minutes."
+	$(PYTHON) -m venv --clear .venv
+	$(BIN)/python -m pip install --disable-pip-version-check --requirement requirements.txt
+	@touch $@
+
+.PHONY: demo test test-all check fix

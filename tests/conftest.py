@@ -1,0 +1,115 @@
+"""Bakes the template in this process and runs what it baked in others, far from the home of whoever runs the tests."""
+
+import importlib
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from command import Commands
+from cookiecutter.main import cookiecutter
+
+TEMPLATE = Path(__file__).parents[1]
+SOURCES = TEMPLATE / "{{cookiecutter.project_slug}}"
+
+Bake = Callable[..., Path]
+Run = Callable[..., str]
+
+
+def tracked() -> list[str]:
+    """The files of the template that git knows or would take."""
+    command = ("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard")
+    listed = subprocess.run(command, cwd=TEMPLATE, capture_output=True, check=True, text=True).stdout
+    return [name for name in listed.split("\0") if (TEMPLATE / name).is_file()]
+
+
+def typed(answers: dict[str, str]) -> dict[str, str]:
+    """Answers as if typed at the prompts: cookiecutter renders what is given as key=value, braces and all."""
+    return {variable: answer.replace("{", "{{ '{' }}") for variable, answer in answers.items()}
+
+
+@pytest.fixture(scope="session")
+def bake(tmp_path_factory: pytest.TempPathFactory) -> Bake:
+    """Bakes a project with these answers, once for all tests of a worker: no test may change it."""
+    home = tmp_path_factory.mktemp("cookiecutter")
+    config = home / "config.yaml"
+    config.write_text(f"cookiecutters_dir: {home / 'templates'}\nreplay_dir: {home / 'replay'}\n")
+    baked: dict[frozenset[tuple[str, str]], Path] = {}
+
+    def bake(output_dir: Path | None = None, accept_hooks: bool = True, **answers: str) -> Path:
+        key = frozenset(answers.items())
+        if output_dir is None and key in baked:
+            return baked[key]
+        project = Path(
+            cookiecutter(
+                str(TEMPLATE),
+                no_input=True,
+                extra_context=typed(answers),
+                output_dir=str(output_dir or tmp_path_factory.mktemp("baked")),
+                config_file=str(config),
+                accept_hooks=accept_hooks,
+            )
+        )
+        if output_dir is None:
+            baked[key] = project
+        return project
+
+    return bake
+
+
+@pytest.fixture(scope="session")
+def project(bake: Bake) -> Path:
+    """The project of someone who presses Enter at every question."""
+    return bake()
+
+
+@pytest.fixture
+def env(tmp_path: Path) -> dict[str, str]:
+    """The environment of a process that must not touch this machine's home, W&B account or other tests."""
+    dropped = ("WANDB_", "PYTEST_", "COVERAGE_", "MAKE", "MFLAGS")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(dropped)}
+    for name in ("HOME", "TMPDIR", "WANDB_CACHE_DIR", "WANDB_DATA_DIR", "WANDB_CONFIG_DIR"):
+        kept[name] = str(tmp_path / "environment" / name)
+        Path(kept[name]).mkdir(parents=True)
+    return kept | {"WANDB_BASE_URL": "http://127.0.0.1:9"}  # nothing listens there: nothing is sent, even by mistake
+
+
+@pytest.fixture
+def run(env: dict[str, str]) -> Run:
+    """Runs a command and gives what it printed; fails with all of that if the command does."""
+
+    def run(*command: str | Path, cwd: Path, code: int = 0, **environment: str) -> str:
+        done = subprocess.run(
+            command,
+            cwd=cwd,
+            env=env | environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        ending = f"ended with {done.returncode}, not {code}"
+        assert done.returncode == code, f"{' '.join(map(str, command))} {ending}:\n{done.stdout}"
+        return done.stdout
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def command(bake: Bake, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Commands]:
+    """The command line of a project, run in this process, in a home without a W&B key."""
+    home = tmp_path_factory.mktemp("command")
+    project = bake(home, package_name="odd_duck", project_slug="Odd.Duck")
+    with pytest.MonkeyPatch.context() as environment:
+        for name in [name for name in os.environ if name.startswith("WANDB_")]:
+            environment.delenv(name)
+        for name in ("HOME", "RUNS_ROOT", "TMPDIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR"):
+            (home / name).mkdir()
+            environment.setenv(name, str(home / name))
+        environment.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+        environment.syspath_prepend(project)
+        yield Commands(importlib.import_module("main").main, project, home / "RUNS_ROOT")
+        for name in [name for name in sys.modules if name == "main" or name.split(".")[0] == "odd_duck"]:
+            del sys.modules[name]

@@ -1,0 +1,178 @@
+"""A mistake is one line: the option, what was expected, what came, the nearest right name. The exit code is 2."""
+
+import re
+import sys
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from command import Commands
+from conftest import Run
+
+FIT = "fit --config @digits "
+
+MISTAKES = {
+    # the verb
+    "": r"expected a verb \(fit, validate, test, predict\), got nothing",
+    "fti --config @digits": r"expected a verb .*, got fti; did you mean fit\?",
+    "--config @digits fit": r"expected a verb .*, got --config, which comes after it",
+    # options
+    FIT + "--trainer.max_epoch 1": r"--trainer.max_epoch: no such option; did you mean trainer.max_epochs\?",
+    FIT + "--trainer.max_epochs abc": r"--trainer.max_epochs: expected int or null, got abc",
+    FIT + "--model.lrr 1": r"--model.lrr: no such option; did you mean lr\?",
+    FIT + "--model.init_args.lrr=1": r"--model.init_args.lrr: no such option; did you mean lr\?",
+    FIT + "--model.lr abc": r"--model.lr: expected float, got abc",
+    FIT + "--model.optimizer Adan": r"--model.optimizer: no class Adan; did you mean Adam\?",
+    FIT + "--callbacks.checkpoint.save_topk 3": r"--callbacks.checkpoint.save_topk: no such option; .* save_top_k\?",
+    FIT + "--callbacks.checkpont null": r"--callbacks.checkpont: no such option; did you mean callbacks.checkpoint\?",
+    FIT + "--trainer.logger.porject x": r"--trainer.logger.porject: no such option; did you mean project\?",
+    FIT + "--trainer.accelerator cppu": r"trainer: .*cppu.* cpu",
+    FIT + "--trainer 3": r"--trainer: .*3",
+    FIT + "extra": r"unrecognized arguments: extra",
+    "fit": r"--model: missing; give a configuration, such as --config configs/digits.yaml",
+    # classes
+    FIT + "--model Clasifier": r"--model: no class Clasifier; did you mean Classifier\?",
+    FIT + "--model odd_duck.model.Clasifier": r"--model: no class odd_duck.model.Clasifier .*; .* Classifier\?",
+    FIT + "--model odd_duc.model.Classifier": r"no class odd_duc.model.Classifier \(No module named 'odd_duc'\)",
+    FIT + "--trainer.logger CSVLoger": r"--trainer.logger: no class CSVLoger; did you mean CSVLogger\?",
+    # checkpoints
+    "test --config @digits": r"test: expected --ckpt_path RUN",
+    "validate --config @digits": r"validate: expected --ckpt_path RUN",
+    "predict --config @digits": r"predict: expected --ckpt_path RUN",
+    FIT + "--ckpt_path nowhere": r"--ckpt_path: expected a checkpoint file, RUN or RUN:last, got nowhere",
+    "test --ckpt_path @digits": r"digits.yaml: not a checkpoint that can be read",
+    # names of metrics
+    FIT + "--callbacks.checkpoint.monitor val/accu": r"callbacks.checkpoint.monitor: nobody logs val/accu.* val/acc\?",
+    FIT + "--callbacks.early_stopping.monitor vall/acc": r"callbacks.early_stopping.monitor: .* did you mean val/acc\?",
+    FIT + "--callbacks.summaries.metrics.val/ac max": r"callbacks.summaries.metrics: nobody logs val/ac, .* val/acc\?",
+    FIT + "--callbacks.checkpoint.monitor val/accu --trainer.fast_dev_run true": r"nobody logs val/accu.* val/acc\?",
+    FIT + "--callbacks.checkpoint.monitor val/accu --trainer.num_sanity_val_steps 0": r"nobody logs val/accu",
+    FIT + "--callbacks.early_stopping.monitor train/los": r"callbacks.early_stopping.monitor: .* train/loss\?",
+    FIT + "--callbacks.early_stopping.monitor val/acc --trainer.limit_val_batches 0": r"nobody logs val/acc, but",
+    FIT + "--model.lr_scheduler lightning.pytorch.cli.ReduceLROnPlateau --model.lr_scheduler.monitor val/los": (
+        r"ReduceLROnPlateau.monitor: nobody logs val/los, .*; did you mean val/loss\?"
+    ),
+    # Lightning's own
+    FIT + "--callbacks.checkpoint.monitor null --callbacks.checkpoint.save_top_k 3": r"save_top_k=3.*not a valid",
+}
+
+FILES = {
+    "trainer:\n  max_epoch: 3\n": r"file.yaml: trainer.max_epoch: no such option; did you mean trainer.max_epochs\?",
+    "modle:\n  lr: 3\n": r"file.yaml: modle.lr: no such option; did you mean model\?",
+    "data:\n  init_args:\n    batch_sze: 3\n": r"file.yaml: data.init_args.batch_sze: no such option; .* batch_size\?",
+    "data:\n  init_args:\n    batch_size: many\n": r"file.yaml: data.init_args.batch_size: expected int, got many",
+    "model:\n  class_path: Clasifier\n": r"file.yaml: model: no class Clasifier; did you mean Classifier\?",
+    "trainer: 3\n": r"file.yaml: trainer: expected options, got 3",
+    "trainer:\n  - a\n b: c\n": r"file.yaml, line 3: ",
+    "- a\n": r"file.yaml: expected sections such as `model:`, got \['a'\]",
+    "": r"file.yaml: expected sections such as `model:`, got None",
+}
+
+
+def assert_one_line(err: str, code: int, expected: str) -> None:
+    assert code == 2, err
+    assert re.fullmatch(r"error: [^\n]+\n", err), err
+    assert re.search(expected, err)
+
+
+@pytest.mark.parametrize("line", MISTAKES)
+def test_a_mistake_on_the_command_line_is_one_line(line: str, command: Commands) -> None:
+    outcome = command(line + " --trainer.logger.offline true" * line.startswith(FIT) * (".logger" not in line))
+    assert_one_line(outcome.err, outcome.code, MISTAKES[line])
+    assert outcome.out.count("\n") <= 8, outcome.out
+
+
+@pytest.mark.parametrize("content", FILES)
+def test_a_mistake_in_a_file_is_one_line_that_names_the_file(content: str, command: Commands, tmp_path: Path) -> None:
+    file = tmp_path / "file.yaml"
+    file.write_text(content)
+    outcome = command(["fit", "--config", "@digits", "--config", str(file)])
+    assert_one_line(outcome.err, outcome.code, FILES[content])
+    assert outcome.run is None
+
+
+def test_a_missing_file_is_one_line_that_names_the_nearest(command: Commands) -> None:
+    outcome = command("fit --config @digit")
+    assert_one_line(outcome.err, outcome.code, r"configs/digit.yaml: no such file; did you mean digits.yaml\?")
+
+
+@pytest.mark.parametrize("content", [None, "trainer: [\n", ""], ids=["missing", "broken", "empty"])
+def test_no_run_starts_without_its_defaults(content: str | None, command: Commands) -> None:
+    defaults = command.project / "configs" / "defaults.yaml"
+    kept = defaults.read_text()
+    try:
+        if content is None:
+            defaults.unlink()
+        else:
+            defaults.write_text(content)
+        outcome = command(FIT)
+    finally:
+        defaults.write_text(kept)
+    assert_one_line(outcome.err, outcome.code, r"defaults.yaml")
+    assert outcome.run is None
+
+
+BROKEN = """
+from lightning.pytorch.demos.boring_classes import BoringModel, BoringDataModule, RandomDataset
+from torch.utils.data import DataLoader
+
+class Constructor(BoringModel):
+    def __init__(self, size: int = 3):
+        raise ValueError("size is wrong")
+
+class Hook(BoringModel):
+    def training_step(self, batch, batch_idx):
+        raise KeyError("no such thing")
+
+class Data(RandomDataset):
+    def __getitem__(self, index):
+        raise TypeError("bad sample")
+
+class Worker(BoringDataModule):
+    def train_dataloader(self):
+        return DataLoader(Data(32, 64), num_workers=1)
+"""
+UNWATCHED = "--callbacks.checkpoint.monitor null --callbacks.early_stopping null --callbacks.summaries null"
+
+
+@pytest.fixture(scope="module")
+def broken(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    file = tmp_path_factory.mktemp("users") / "broken.py"
+    file.write_text(BROKEN)
+    with pytest.MonkeyPatch.context() as path:
+        path.syspath_prepend(file.parent)
+        yield file
+
+
+@pytest.mark.parametrize(
+    ("model", "data", "line"),
+    [
+        ("broken.Constructor", "lightning.pytorch.demos.boring_classes.BoringDataModule", "size is wrong"),
+        ("broken.Hook", "lightning.pytorch.demos.boring_classes.BoringDataModule", "no such thing"),
+        ("lightning.pytorch.demos.boring_classes.BoringModel", "broken.Worker", "bad sample"),
+    ],
+    ids=["constructor", "hook", "data worker"],
+)
+def test_an_exception_of_the_users_code_ends_with_their_line(
+    model: str, data: str, line: str, command: Commands, broken: Path
+) -> None:
+    outcome = command(f"fit --model {model} --data {data} {UNWATCHED} --trainer.logger false")
+    assert outcome.code == 1
+    assert outcome.error is not None
+    screen = "".join(traceback.format_exception(outcome.error))
+    assert line in screen.rstrip().splitlines()[-1]
+    files = re.findall(r'File "(.+?)"', screen)
+    assert files[-1] == str(broken)
+    assert "jsonargparse._" not in screen.rpartition("Traceback")[2]
+
+
+def test_nothing_is_printed_after_the_users_exception_and_the_exit_code_is_1(
+    broken: Path, command: Commands, run: Run
+) -> None:
+    words = f"fit --model broken.Hook {UNWATCHED}".split()
+    screen = run(
+        *(sys.executable, command.project / "main.py", *words), cwd=broken.parent, code=1, PYTHONPATH=str(broken.parent)
+    )
+    assert screen.splitlines()[-1] == "KeyError: 'no such thing'"
+    assert screen.count("Traceback") == 1

@@ -1,0 +1,66 @@
+"""What a baked project says of itself is true: its checks pass and can fail, its tests pass, it installs and trains."""
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import TEMPLATE, Bake, Run
+
+RUFF_CHECK = (sys.executable, "-m", "ruff", "check", ".")
+RUFF_FORMAT = (sys.executable, "-m", "ruff", "format", "--check", ".")
+MYPY = (sys.executable, "-m", "mypy")
+
+
+@pytest.fixture
+def fresh(bake: Bake, tmp_path: Path) -> Path:
+    """The default project, in a folder of its own that a test may change."""
+    return bake(tmp_path)
+
+
+@pytest.mark.parametrize("package", ["a", "my_project", "z" * 60])
+def test_ruff_passes_under_any_package_name(package: str, bake: Bake, tmp_path: Path, run: Run) -> None:
+    project = bake(tmp_path, package_name=package)
+    run(*RUFF_CHECK, cwd=project)
+    run(*RUFF_FORMAT, cwd=project)
+
+
+def test_mypy_passes(fresh: Path, run: Run) -> None:
+    run(*MYPY, cwd=fresh)
+
+
+def test_a_planted_fault_fails_each_check(fresh: Path, run: Run) -> None:
+    planted = fresh / "tests" / "planted.py"
+    planted.write_text("import os\n")
+    assert "F401" in run(*RUFF_CHECK, cwd=fresh, code=1)
+    planted.write_text("from pytorch_lightning import Trainer\n\nTrainer()\n")
+    assert "Import lightning.pytorch" in run(*RUFF_CHECK, cwd=fresh, code=1)
+    planted.write_text("x = 'single quotes'\n")
+    run(*RUFF_FORMAT, cwd=fresh, code=1)
+    planted.write_text('answer: int = "42"\n\n\ndef untyped(x):\n    return x\n')
+    complaints = run(*MYPY, "--follow-imports=skip", planted, cwd=fresh, code=1)
+    assert "[assignment]" in complaints
+    assert "[no-untyped-def]" in complaints
+
+
+def test_its_own_tests_pass(fresh: Path, run: Run) -> None:
+    assert " passed" in run(sys.executable, "-m", "pytest", "-q", "-x", "-n", "0", cwd=fresh)
+
+
+@pytest.mark.slow
+def test_it_installs_into_a_fresh_environment_and_its_own_commands_work_there(fresh: Path, run: Run) -> None:
+    torch = re.search(r"^torch==.*$", (TEMPLATE / "requirements.txt").read_text(), re.MULTILINE)
+    assert torch
+    constraints = fresh.parent / "constraints.txt"  # the torch that is tested here, not the newest
+    constraints.write_text(torch[0])
+    make = ("make", f"PYTHON={sys.executable}")
+    assert "test" in run(*make, "train", cwd=fresh, PIP_CONSTRAINT=str(constraints))
+    python = fresh / ".venv/bin/python"
+    run(python, "-m", "pip", "check", cwd=fresh)
+    assert " passed" in run(*make, "test", cwd=fresh)
+    run(*make, "check", cwd=fresh)
+    run("git", "init", "--quiet", cwd=fresh)
+    run("git", "add", "--all", cwd=fresh)
+    run(*make, "fix", cwd=fresh)
+    assert not run("git", "diff", "--name-only", cwd=fresh), "`make fix` changed what `make check` had passed"
+    assert not run("git", "ls-files", "--others", "--exclude-standard", cwd=fresh), "a command left files behind"
