@@ -121,3 +121,19 @@ def test_another_model_and_its_data_need_flags_and_one_overlay_alone(command: Co
     assert outcome.run is not None
     tested = command(f"test --ckpt_path {outcome.run.name} --trainer.logger false")
     assert_quiet(tested)
+
+
+def test_a_run_that_exists_is_neither_trained_over_nor_changed_by_a_test(
+    command: Commands, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = "--trainer.logger false --trainer.limit_test_batches 1"
+    run = command(SHORT + words).run
+    assert run is not None
+    before = {path: path.read_bytes() for path in (run / "config.yaml", *run.glob("checkpoints/*"))}
+    monkeypatch.setenv("WANDB_RUN_ID", run.name)
+    again = command(SHORT + words)
+    assert (again.code, again.run) == (2, None)
+    assert run.name in again.err
+    assert_quiet(command(f"test --ckpt_path {run.name} {words}"))
+    assert "test/acc" in (run / "metrics.csv").read_text().splitlines()[0]
+    assert {path: path.read_bytes() for path in before} == before

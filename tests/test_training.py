@@ -171,7 +171,9 @@ def test_two_devices_train_by_ddp_in_one_run(trained: Trained, person: Person) -
     (folder,) = set(runs.iterdir()) - before
     assert "device   2 x CPU; --trainer.devices 1 for one" in screen
     assert screen.count("\nrun ") + screen.startswith("run ") == 1
-    assert recorded(folder).config["trainer"]["devices"] == "2"
+    record = recorded(folder)
+    assert record.config["trainer"]["devices"] == "2"
+    assert sum("test/acc" in row for row in record.history) == 1  # of `--test_after_fit`, in the same run
     assert (folder / "checkpoints" / "last.ckpt").exists()
 
 

@@ -141,7 +141,9 @@ class Record(Callback):
             return
         self.done = True
         self.run.folder.mkdir(parents=True, exist_ok=True)
-        (self.run.folder / "config.yaml").write_text(yaml.safe_dump(self.config, sort_keys=False), encoding="utf-8")
+        file = self.run.folder / "config.yaml"
+        if stage == "fit" or not file.exists():  # evaluating may join a run, but never changes its configuration
+            file.write_text(yaml.safe_dump(self.config, sort_keys=False), encoding="utf-8")
         weights = sum(weight.numel() for weight in pl_module.parameters())
         devices = type(trainer.accelerator).__name__.removesuffix("Accelerator")
         if trainer.world_size > 1:

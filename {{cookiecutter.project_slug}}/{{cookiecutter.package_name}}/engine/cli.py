@@ -146,6 +146,8 @@ class CLI(LightningCLI):
         recipe = yaml.safe_load(parser.dump(self.config[verb], skip_unset=False))
         del recipe["runs_root"], recipe["ckpt_path"]
         self.run = Run.start(self.root)
+        if verb == "fit" and list(self.run.folder.glob("checkpoints/*.ckpt")):
+            raise Mistake(f"WANDB_RUN_ID: run {self.run.id} has checkpoints already; unset it to start another run")
         self.record = Record(self.run, recipe)
         self.config[verb] = fill(self.config[verb], {"${run}": str(self.run.folder), "${verb}": verb})
         self.config[verb].ckpt_path = self.checkpoint and str(self.checkpoint)

@@ -59,7 +59,9 @@ def explain(error: BaseException, parser: LightningArgumentParser, layers: Seque
 
 def broken(file: Path) -> str:
     """What is wrong with a configuration file as a whole, if anything is."""
-    if not file.is_file():
+    if file.is_dir():
+        return f"{shown(file)}: expected a file, got a folder"
+    if not file.exists():
         return f"{shown(file)}: no such file{nearest(file.name, (other.name for other in file.parent.glob('*')))}"
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))

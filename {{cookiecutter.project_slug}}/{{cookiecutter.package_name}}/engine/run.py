@@ -71,11 +71,10 @@ class MetricsFile(Logger):
         if self.file is None:
             return
         rows: list[dict[str, Any]] = [{"step": step, **metrics}]
-        new = sorted(rows[0].keys() - set(self.columns))
-        whole = bool(new) or not self.file.exists()
+        whole = not set(rows[0]) <= set(self.columns) or not self.file.exists()
         if whole:  # the header changes, so all is written anew
-            self.columns += new
             rows = read_rows(self.file) + rows
+            self.columns = list(dict.fromkeys([*self.columns, *rows[0], *sorted(rows[-1])]))
             self.file.parent.mkdir(parents=True, exist_ok=True)
         with self.file.open("w" if whole else "a", newline="") as stream:
             writer = csv.DictWriter(stream, self.columns, lineterminator="\n")
