@@ -3,6 +3,7 @@
 import contextlib
 import io
 import os
+import shlex
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -32,7 +33,7 @@ class Commands:
         """Runs one line; `@x` stands for `configs/x.yaml`."""
         words = [
             f"{self.project}/configs/{word[1:]}.yaml" if word.startswith("@") else word
-            for word in (line.split() if isinstance(line, str) else line)
+            for word in (shlex.split(line) if isinstance(line, str) else line)
         ]
         before = set(self.runs.glob("*"))
         code, error = 0, None

@@ -27,8 +27,16 @@ MISTAKES = {
     FIT + "--callbacks.checkpoint.save_topk 3": r"--callbacks.checkpoint.save_topk: no such option; .* save_top_k\?",
     FIT + "--callbacks.checkpont null": r"--callbacks.checkpont: no such option; did you mean callbacks.checkpoint\?",
     FIT + "--trainer.logger.porject x": r"--trainer.logger.porject: no such option; did you mean project\?",
-    FIT + "--trainer.accelerator cppu": r"trainer: .*cppu.* cpu",
+    FIT + "--trainer.accelerator cppu": r"accelerator='cppu'.* cpu",
     FIT + "--trainer 3": r"--trainer: .*3",
+    FIT + "--trainer.max_epochs=": r"--trainer.max_epochs: expected int or null, got nothing",
+    FIT + "--trainer.val_check_interval 100": r"val_check_interval.*19",
+    FIT + "--trainer.callbacks EarlyStopping": r"--trainer.callbacks: missing: monitor",
+    FIT + "--model.lr_scheduler CosineAnnealingLR": r"--model.lr_scheduler: missing: T_max",
+    FIT + "--model.lr": r"expected one argument",
+    "fit --config": r"--config: expected one argument",
+    "test --ckpt_path": r"--ckpt_path: expected one argument",
+    FIT + "--ckpt_path=": r"--ckpt_path: expected a checkpoint file, RUN or RUN:last",
     FIT + "extra": r"unrecognized arguments: extra",
     "fit": r"--model: missing; give a configuration, such as --config configs/digits.yaml",
     # classes
@@ -63,6 +71,10 @@ FILES = {
     "data:\n  init_args:\n    batch_sze: 3\n": r"file.yaml: data.init_args.batch_sze: no such option; .* batch_size\?",
     "data:\n  init_args:\n    batch_size: many\n": r"file.yaml: data.init_args.batch_size: expected int, got many",
     "model:\n  class_path: Clasifier\n": r"file.yaml: model: no class Clasifier; did you mean Classifier\?",
+    "trainer:\n#  max_epochs: 3\n": r"file.yaml: trainer: expected options, got None",
+    "model:\n  class_path: Classifier\n  lr: 0.3\n": r"file.yaml: model.class_path: .* init_args",
+    "ckpt_path: some.ckpt\n": r"ckpt_path: only as a flag",
+    "runs_root: here\n": r"runs_root: only as a flag",
     "trainer: 3\n": r"file.yaml: trainer: expected options, got 3",
     "trainer:\n  - a\n b: c\n": r"file.yaml, line 3: ",
     "- a\n": r"file.yaml: expected sections such as `model:`, got \['a'\]",
@@ -115,11 +127,16 @@ def test_no_run_starts_without_its_defaults(content: str | None, command: Comman
 
 BROKEN = """
 from lightning.pytorch.demos.boring_classes import BoringModel, BoringDataModule, RandomDataset
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.utils.data import DataLoader
 
 class Constructor(BoringModel):
     def __init__(self, size: int = 3):
         raise ValueError("size is wrong")
+
+class Misconfigured(BoringModel):
+    def training_step(self, batch, batch_idx):
+        raise MisconfigurationException("my own word")
 
 class Hook(BoringModel):
     def training_step(self, batch, batch_idx):
@@ -150,9 +167,10 @@ def broken(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     [
         ("broken.Constructor", "lightning.pytorch.demos.boring_classes.BoringDataModule", "size is wrong"),
         ("broken.Hook", "lightning.pytorch.demos.boring_classes.BoringDataModule", "no such thing"),
+        ("broken.Misconfigured", "lightning.pytorch.demos.boring_classes.BoringDataModule", "my own word"),
         ("lightning.pytorch.demos.boring_classes.BoringModel", "broken.Worker", "bad sample"),
     ],
-    ids=["constructor", "hook", "data worker"],
+    ids=["constructor", "hook", "their word for a mistake", "data worker"],
 )
 def test_an_exception_of_the_users_code_ends_with_their_line(
     model: str, data: str, line: str, command: Commands, broken: Path

@@ -3,6 +3,7 @@
 import csv
 import os
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,15 +19,16 @@ from wandb_record import Recorded, recorded
 Person = Callable[..., str]
 
 SCREEN = r"""
-run      \S+
+run      .+
 model    Classifier, 21,386 weights
 device   CPU
-W&B      offline \(no key; to log in: wandb login\); to see this run: wandb leet \S+; to send it: wandb sync \S+
+W&B      offline \(no key; to log in: wandb login\); to see this run: wandb leet .+; to send it: wandb sync .+
 (epoch \d+ +step \d+ +lr-AdamW 0.002  train/loss \S+  val/acc \S+  val/loss \S+
-)+best     val/acc \S+  val/loss \S+  epoch \d+ ?
-W&B      \S+
-saved    \S+\.ckpt
-test     python main.py test --ckpt_path \S+
+)+(stopped  after epoch \d+: val/acc no longer gets better
+)?best     val/acc \S+  val/loss \S+  epoch \d+
+W&B      .+
+saved    .+\.ckpt.?
+test     python .*main.py'? test --ckpt_path \S+
 """
 
 
@@ -88,9 +90,9 @@ def test_every_line_on_the_screen_is_ours(trained: Trained) -> None:
 def test_the_printed_command_tests_the_best_checkpoint_to_the_promised_accuracy(
     trained: Trained, person: Person
 ) -> None:
-    python, *words = trained.screen.splitlines()[-1].split()[1:]
+    python, *words = shlex.split(trained.screen.splitlines()[-1])[1:]
     assert python == "python"
-    screen = person(*words, cwd=trained.project)
+    screen = person(*words, cwd=trained.project.parent)  # where it was typed
     (accuracy,) = re.findall(r"test/acc\W+([\d.]+)", screen)
     assert float(accuracy) >= 0.97
     assert "arn" not in screen
@@ -187,6 +189,7 @@ fit = ["fit", "--config", "configs/digits.yaml", "--trainer.logger", "false", "-
 main(fit)
 main([*fit, "--trainer.barebones", "true"])
 main(["test", "--ckpt_path", sys.argv[1], "--trainer.logger", "false"])
+main([*fit[:-1], "21", "--ckpt_path", sys.argv[1] + ":last", "--trainer.limit_train_batches", "1"])
 """
 
 
@@ -198,6 +201,7 @@ def test_each_silenced_message_would_still_be_shown(trained: Trained, person: Pe
         "You are trying to `self.log()` but `Trainer(barebones=True)`",
         "Be aware that when using `ckpt_path`, callbacks used",
         "does not have many workers",
+        "The dirpath has changed",
         "Tip: For seamless cloud logging",
         "Seed set to 42",
     ):

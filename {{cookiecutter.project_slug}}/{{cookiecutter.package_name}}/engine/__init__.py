@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterable, Sequence
 
 VERBS = ("fit", "validate", "test", "predict")
+SECTIONS = ("trainer", "callbacks")  # of a configuration, that are options and not a class with options
 
 
 class Mistake(SystemExit):
@@ -13,6 +14,9 @@ class Mistake(SystemExit):
     def __init__(self, message: str) -> None:
         super().__init__(2)
         self.message = " ".join(message.split())
+
+    def __str__(self) -> str:
+        return self.message
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
@@ -40,5 +44,5 @@ def main(args: Sequence[str] | None = None) -> None:
 
         execute(words)
     except Mistake as mistake:
-        print(f"error: {mistake.message}", file=sys.stderr)
+        print(f"error: {mistake}", file=sys.stderr)
         raise

@@ -1,14 +1,16 @@
 """The callbacks of every run."""
 
-import re
-from collections.abc import Callable, Iterator
+import math
+import os
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint, ProgressBar
+from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from . import Mistake, nearest
@@ -16,16 +18,12 @@ from .run import Run, shown
 from .wandb import Wandb, define_summaries, summarize
 
 
-def stage_of(name: str) -> str:
-    """The part of a metric's name that tells the stage: `val` of `val/acc` and of `val_acc`."""
-    return re.split("[/_]", name)[0]
-
-
 @dataclass(eq=False)
 class Summaries(Callback):
     """Has W&B's summary show best values, and keeps all values of the best validation in it as `best/<metric>`.
 
     The best validation is the best in what the checkpoint callback monitors or, without one, in the first of `metrics`.
+    A checkpoint holds what was best so far, for the same run to go on with.
 
     Args:
         metrics: "min" or "max" by the metric's name.
@@ -46,21 +44,23 @@ class Summaries(Callback):
             next(iter(self.metrics.items()), ("", "")),
         )
         values = {name: value.item() for name, value in trainer.callback_metrics.items()}
-        if trainer.sanity_checking or monitor not in values:
+        now, before = values.get(monitor, math.nan), self.best.get(f"best/{monitor}")
+        if trainer.sanity_checking or math.isnan(now):
             return
-        before = self.best.get(f"best/{monitor}")
-        if before is None or (values[monitor] > before if mode == "max" else values[monitor] < before):
-            others = sorted(name for name in values if stage_of(name) == stage_of(monitor) and name != monitor)
-            self.best = {f"best/{name}": values[name] for name in (monitor, *others)}
+        if before is None or (now > before if mode == "max" else now < before):
+            stage = monitor.partition("/")[0]
+            names = sorted(name for name in values if name in self.metrics or name.startswith(f"{stage}/"))
+            self.best = {f"best/{name}": values[name] for name in dict.fromkeys((monitor, *names))}
             self.best["best/epoch"] = trainer.current_epoch
             for logger in trainer.loggers:
                 summarize(logger, self.best)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best": self.best}
+        return {"best": self.best, "run": os.environ.get("WANDB_RUN_ID")}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.best = state_dict["best"]
+        if state_dict["run"] == os.environ.get("WANDB_RUN_ID"):
+            self.best = state_dict["best"]
 
 
 @dataclass
@@ -76,23 +76,17 @@ class Callbacks:
 class NameCheck(Callback):
     """Ends a run in its first seconds if a monitor or a summary names a metric that nobody logs.
 
-    After the first validation (the sanity check's, as a rule) a missing name is wrong if it looks like one of the
-    validation's. Others, such as `train/acc`, may still come, and are judged when the first epoch is over.
+    After the first validation (the sanity check's, as a rule) a missing name is wrong if it is close to one that is
+    logged. Others, such as `train/acc`, may still come, and are judged when the first epoch is over.
     """
 
     def __init__(self, callbacks: Callbacks) -> None:
         self.callbacks = callbacks
-        self.before: set[str] = set()
         self.validated = self.done = False
 
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.before = set(trainer.callback_metrics)
-
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        seen = set(trainer.callback_metrics) - self.before
-        stages = {stage_of(name) for name in seen}
         if not self.validated:
-            self._judge(trainer, lambda name: stage_of(name) in stages or bool(get_close_matches(name, seen, 1, 0.9)))
+            self._judge(trainer, final=False)
         self.validated = not trainer.sanity_checking
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -105,13 +99,15 @@ class NameCheck(Callback):
 
     def _judge_all(self, trainer: Trainer) -> None:
         if not self.done and (self.validated or not trainer.enable_validation):
-            self._judge(trainer, lambda name: True)
+            self._judge(trainer, final=True)
             self.done = True
 
-    def _judge(self, trainer: Trainer, wrong: Callable[[str], bool]) -> None:
+    def _judge(self, trainer: Trainer, final: bool) -> None:
         logged = sorted(trainer.callback_metrics)
         for option, name in self._names(trainer):
-            if name not in logged and wrong(name):
+            near = [other for other in logged if name.startswith(other) or other.startswith(name)]
+            near += get_close_matches(name, logged, cutoff=0.85)
+            if name not in (*logged, "epoch", "step") and (near or final):
                 others = ", ".join(logged) or "nothing"
                 raise Mistake(f"{option}: nobody logs {name}, but {others}{nearest(name, logged)}")
 
@@ -121,19 +117,29 @@ class NameCheck(Callback):
             option = options.get(id(callback), type(callback).__name__)
             if isinstance(callback, Summaries):
                 yield from ((f"{option}.metrics", name) for name in callback.metrics)
-            elif isinstance(name := getattr(callback, "monitor", None), str):
-                yield f"{option}.monitor", name
+            if isinstance(callback, EarlyStopping) and (callback.strict or callback is self.callbacks.early_stopping):
+                yield f"{option}.monitor", callback.monitor
+            # One that saves every few epochs may look for its metric later than in the first.
+            if isinstance(callback, ModelCheckpoint) and callback.monitor and (callback.every_n_epochs or 1) == 1:
+                yield f"{option}.monitor", callback.monitor
         for config in trainer.lr_scheduler_configs:
-            if config.reduce_on_plateau and config.monitor:
+            if config.reduce_on_plateau and config.monitor and config.strict:
                 yield f"{type(config.scheduler).__name__}.monitor", config.monitor
 
 
 class Record(Callback):
-    """Writes config.yaml into the run's folder, gives the same to every logger, and says what begins."""
+    """Writes config.yaml into the run's folder, gives the same to every logger, and says what begins.
 
-    def __init__(self, run: Run, config: dict[str, Any]) -> None:
+    Args:
+        run: The run.
+        config: Its configuration.
+        checkpoint: The checkpoint that it begins with, if any: not in config.yaml, but in what the loggers get.
+    """
+
+    def __init__(self, run: Run, config: dict[str, Any], checkpoint: Path | None) -> None:
         self.run = run
         self.config = config
+        self.checkpoint = checkpoint
         self.done = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -149,22 +155,26 @@ class Record(Callback):
         if trainer.world_size > 1:
             devices = f"{trainer.world_size} x {devices}; --trainer.devices 1 for one"
         print(f"run      {shown(self.run.folder)}")
+        if self.checkpoint:
+            print(f"from     {shown(self.checkpoint)}")
         print(f"model    {type(pl_module).__name__}, {weights:,} weights")
         print(f"device   {devices}")
         for logger in trainer.loggers:
-            logger.log_hyperparams(self.config)
+            logger.log_hyperparams(self.config | ({"ckpt_path": str(self.checkpoint)} if self.checkpoint else {}))
             if isinstance(logger, Wandb):
                 print(f"W&B      {logger.state}", flush=True)
 
 
-class EpochLines(ProgressBar):
+class Bar(TQDMProgressBar):
+    """Lightning's bar, without the last letters of the run's id."""
+
+    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+        metrics: dict[str, Any] = super().get_metrics(trainer, pl_module)
+        return {name: value for name, value in metrics.items() if name != "v_num"}
+
+
+class EpochLines(Callback):
     """Prints a line for each validation, or epoch without one, where there is no terminal to draw a bar in."""
-
-    def enable(self) -> None:
-        """Is always on."""
-
-    def disable(self) -> None:
-        """Is always on; Lightning switches bars off on other ranks, where this prints nothing anyway."""
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.sanity_checking:

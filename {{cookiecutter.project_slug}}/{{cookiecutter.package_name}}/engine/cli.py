@@ -5,6 +5,7 @@ import importlib.util
 import json
 import logging
 import os
+import re
 import sys
 import traceback
 import warnings
@@ -20,8 +21,8 @@ from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from . import Mistake
-from .callbacks import Callbacks, EpochLines, NameCheck, Record
+from . import SECTIONS, Mistake
+from .callbacks import Bar, Callbacks, EpochLines, NameCheck, Record
 from .run import PROJECT, MetricsFile, Run, runs_root, shown
 from .wandb import Wandb, finish
 
@@ -33,6 +34,7 @@ BAREBONES = (  # what `trainer.barebones` wants left to itself
     "enable_progress_bar",
     "enable_model_summary",
 )
+LIBRARIES = rf"({re.escape(__package__)}|lightning|jsonargparse|torch|contextlib)(\.|$)"  # no code of the user's
 
 
 def execute(words: Sequence[str]) -> None:
@@ -54,22 +56,31 @@ def execute(words: Sequence[str]) -> None:
         try:
             CLI(args=list(words))
             exit_code = 0
-        except MisconfigurationException as error:  # Lightning's word for a setting that cannot be
-            raise Mistake(str(error)) from error
+        except (MisconfigurationException, TypeError, ValueError) as error:
+            modules = modules_of(error)
+            if modules[-1].startswith("lightning.") and all(re.match(LIBRARIES, module) for module in modules):
+                raise Mistake(str(error)) from error  # Lightning's word for a setting that cannot be
+            raise
         finally:
             finish(exit_code)
             os.environ.clear()
             os.environ.update(environment)
 
 
+def modules_of(error: BaseException) -> list[str]:
+    """The modules that an exception came through, outermost first."""
+    return [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]
+
+
 def silence() -> None:
     """Leaves out what nobody who reads it could act on. A test of the template says when an entry can go."""
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+    for name in ("pytorch.utilities.rank_zero", "fabric.utilities.rank_zero", "fabric.utilities.seed"):
+        logging.getLogger(f"lightning.{name}").setLevel(logging.WARNING)  # tips, and what a run's first lines say
     for message in (
         r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # Lightning's own use of torch
         r"You are trying to `self.log\(\)` but `Trainer\(barebones=True\)`",  # that is what barebones is for
         r"Be aware that when using `ckpt_path`, callbacks used",  # evaluating needs none of them
+        r"The dirpath has changed",  # a new run that begins at another's checkpoint has a best of its own
         r".*does not have many workers",  # data in memory needs none
     ):
         warnings.filterwarnings("ignore", message)
@@ -103,7 +114,7 @@ class CLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         self.verb_parsers.append(parser)
         parser.add_class_arguments(Callbacks, "callbacks")
-        parser.add_argument("--runs_root", type=str, default=str(runs_root()), help="Folder of all runs.")
+        parser.add_argument("--runs_root", type=str | None, help=f"Folder of all runs, {runs_root()} if null.")
         parser.add_argument("--test_after_fit", type=bool, default=False, help="Test the best checkpoint after `fit`.")
         parser.link_arguments("data.num_classes", "model.init_args.num_classes", apply_on="instantiate")
 
@@ -114,27 +125,31 @@ class CLI(LightningCLI):
         over them for the other verbs, which evaluate the model as it was trained.
         """
         verb, *rest = args
-        known = ArgumentParser(add_help=False, allow_abbrev=False)
+        known = ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
         known.add_argument("-c", "--config", action="append", default=[])
         known.add_argument("--ckpt_path")
         known.add_argument("--runs_root", type=Path, default=runs_root())
-        given, flags = known.parse_known_args(rest)
-        self.root, self.checkpoint = given.runs_root.absolute(), None
-        layers = [str(PROJECT / "configs" / "defaults.yaml"), *given.config]
-        if given.ckpt_path:
-            from .references import find_checkpoint, layers_of
-
-            self.checkpoint = find_checkpoint(given.ckpt_path, self.root)
-            recipe, model = layers_of(self.checkpoint)
-            layers.insert(1 if verb == "fit" else len(layers), json.dumps(model))
-            layers[1:1] = recipe
-        elif verb in ("validate", "test", "predict") and not {"-h", "--help"} & set(flags):
-            raise Mistake(f"{verb}: expected --ckpt_path RUN (or a checkpoint file); random weights are not evaluated")
+        self.checkpoint, layers, flags = None, [str(PROJECT / "configs" / "defaults.yaml")], rest
         try:
+            given, flags = known.parse_known_args(rest)
+            self.root = given.runs_root.expanduser().absolute()
+            self.usual_root = self.root == runs_root()
+            layers += given.config
+            for file in (layer for layer in layers if not layer.startswith("{")):
+                parts = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+                if not isinstance(parts, dict) or not all(isinstance(parts.get(name, {}), dict) for name in SECTIONS):
+                    raise ArgumentError(None, "")  # an empty section would drop all that lies under it
+            if given.ckpt_path is not None:
+                from .references import find_checkpoint, layers_of
+
+                self.checkpoint = find_checkpoint(given.ckpt_path, self.root)
+                recipe, model = layers_of(self.checkpoint)
+                layers.insert(1 if verb == "fit" else len(layers), json.dumps(model))
+                layers[1:1] = recipe
+            elif verb != "fit" and not {"-h", "--help"} & set(flags):
+                raise Mistake(f"{verb}: expected --ckpt_path RUN, or a checkpoint file; random weights are no result")
             self.config = parser.parse_args([verb, *(part for layer in layers for part in ("--config", layer)), *flags])
-            if not all(isinstance(self.config[verb][name], Namespace) for name in ("trainer", "callbacks")):
-                raise ArgumentError(None, "a section of the configuration is not one")
-        except (ArgumentError, UnicodeDecodeError) as error:
+        except (ArgumentError, OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             from .mistakes import explain
 
             raise Mistake(explain(error, self.verb_parsers[0], layers, flags)) from error
@@ -143,12 +158,17 @@ class CLI(LightningCLI):
         """Gives the run its id and folder before anything is made that could need them."""
         verb = str(self.subcommand)
         parser = dict(zip(self.subcommands(), self.verb_parsers, strict=True))[verb]
-        recipe = yaml.safe_load(parser.dump(self.config[verb], skip_unset=False))
-        del recipe["runs_root"], recipe["ckpt_path"]
+        recipe = json.loads(parser.dump(self.config[verb], format="json", skip_unset=False, skip_link_targets=False))
+        for name in {"ckpt_path", "runs_root"} & recipe.keys():
+            if recipe.pop(name) is not None:
+                raise Mistake(f"{name}: only as a flag, --{name}")
+        options = (recipe["model"] or {}).get("init_args", {})
+        if options.get("num_classes", "") is None:  # the data will give it
+            del options["num_classes"]
         self.run = Run.start(self.root)
         if verb == "fit" and list(self.run.folder.glob("checkpoints/*.ckpt")):
             raise Mistake(f"WANDB_RUN_ID: run {self.run.id} has checkpoints already; unset it to start another run")
-        self.record = Record(self.run, recipe)
+        self.record = Record(self.run, recipe, self.checkpoint)
         self.config[verb] = fill(self.config[verb], {"${run}": str(self.run.folder), "${verb}": verb})
         self.config[verb].ckpt_path = self.checkpoint and str(self.checkpoint)
 
@@ -160,8 +180,7 @@ class CLI(LightningCLI):
         except Exception as wrapped:
             error = wrapped
         while error is not None:
-            *_, (frame, _) = traceback.walk_tb(error.__traceback__)
-            if error.__cause__ is None or not frame.f_globals["__name__"].startswith("jsonargparse"):
+            if error.__cause__ is None or not modules_of(error)[-1].startswith("jsonargparse"):
                 raise error
             error = error.__cause__
 
@@ -169,46 +188,54 @@ class CLI(LightningCLI):
         """Adds our callbacks and metrics.csv to what is asked for, and drops what other settings rule out."""
         config = self.config_init[self.subcommand]
         settings, named = config.trainer, config.callbacks
+        theirs = settings.callbacks if isinstance(settings.callbacks, list) else [*filter(None, [settings.callbacks])]
         ours = [NameCheck(named), *filter(None, vars(named).values())] if self.subcommand == "fit" else []
-        callbacks = [self.record, *ours, *(settings.callbacks or [])]
-        bar = any(isinstance(callback, ProgressBar) for callback in callbacks) or sys.stdout.isatty()
+        callbacks = [self.record, *theirs, *ours]  # theirs first: what they log can be monitored
         if settings.barebones:
-            callbacks = list(settings.callbacks or [])
+            callbacks = theirs
             kwargs.update(dict.fromkeys(BAREBONES))
-        elif not bar and settings.enable_progress_bar is not False:
-            callbacks.append(EpochLines())
+        elif settings.enable_progress_bar is not False and not any(isinstance(c, ProgressBar) for c in theirs):
+            if sys.stdout.isatty():
+                callbacks.append(Bar())
+            else:
+                callbacks.append(EpochLines())
+                kwargs["enable_progress_bar"] = False
         if settings.enable_checkpointing is False:
             callbacks = [callback for callback in callbacks if not isinstance(callback, Checkpoint)]
         elif not any(isinstance(callback, Checkpoint) for callback in callbacks):
             kwargs["enable_checkpointing"] = False  # else Lightning adds a ModelCheckpoint of its own
-        try:
-            trainer = super().instantiate_trainer(callbacks=callbacks, **kwargs)
-        except (TypeError, ValueError) as error:
-            raise Mistake(f"trainer: {error}") from error
+        trainer = super().instantiate_trainer(callbacks=callbacks, **kwargs)
         for callback in (c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)):
             callback.save_last = callback.save_last and not settings.fast_dev_run  # Lightning writes it even then
             callback.save_on_exception &= trainer.world_size == 1  # a rank that fails alone would wait for ever
         if not trainer.barebones:
-            file = None if trainer.fast_dev_run else self.run.folder / "metrics.csv"  # type: ignore[attr-defined]
-            trainer.loggers = [*trainer.loggers, MetricsFile(file)]
+            table = MetricsFile(self.run.folder / "metrics.csv", write=not settings.fast_dev_run)
+            trainer.loggers = [*trainer.loggers, table]
         return trainer
 
     def after_fit(self) -> None:
         """Tests the best checkpoint if asked to, and says what the run left and how to go on."""
-        trainer, config = self.trainer, self.config_init[self.subcommand]
-        best = getattr(trainer.checkpoint_callback, "best_model_path", "")
-        if config.test_after_fit:
-            trainer.test(self.model, datamodule=self.datamodule, ckpt_path=best or None)
-        if not trainer.is_global_zero:
+        trainer, named = self.trainer, self.config_init[self.subcommand].callbacks
+        saved = trainer.checkpoint_callback
+        best = Path(getattr(saved, "best_model_path", "") or getattr(saved, "last_model_path", ""))
+        ours = best.is_relative_to(self.run.folder)  # not the checkpoint of another run, with which this one began
+        if self.config_init[self.subcommand].test_after_fit:
+            trainer.test(self.model, datamodule=self.datamodule, ckpt_path=str(best) if ours else None)
+        if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        if values := getattr(config.callbacks.summaries, "best", None):
-            print("best    ", *(f"{name.removeprefix('best/')} {value:.4g} " for name, value in values.items()))
+        if epoch := getattr(named.early_stopping, "stopped_epoch", 0):
+            print(f"stopped  after epoch {epoch}: {named.early_stopping.monitor} no longer gets better")
+        if values := getattr(named.summaries, "best", None):
+            parts = [f"{name.removeprefix('best/')} {value:.4g}" for name, value in values.items()]
+            print("best     " + "  ".join(parts))
         for logger in trainer.loggers:
             if isinstance(logger, Wandb):
                 print(f"W&B      {logger.place}")
-        if best:
-            print(f"saved    {shown(Path(best))}")
-            print(f"test     python main.py test --ckpt_path {self.run.id}")
+        if ours:
+            by_name = self.usual_root and (self.run.folder / "checkpoints" / "last.ckpt").exists()
+            reference = self.run.id if by_name else shown(best)
+            print(f"saved    {shown(best)}")
+            print(f"test     python {shown(PROJECT / 'main.py')} test --ckpt_path {reference}")
 
 
 def fill(value: Any, names: dict[str, str]) -> Any:

@@ -16,8 +16,8 @@ from lightning.pytorch.loggers import Logger
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from . import nearest
-from .run import shown
+from . import SECTIONS, nearest
+from .run import PROJECT, shown
 
 UNKNOWN = (
     r"unrecognized arguments: --(?P<key>[^\s=]+)",
@@ -46,12 +46,14 @@ def explain(error: BaseException, parser: LightningArgumentParser, layers: Seque
     if found := next(filter(None, (re.search(pattern, message) for pattern in UNKNOWN)), None):
         key = found["key"]
         leaf = key.rpartition(".")[2]
+        if leaf == "class_path":
+            return f"{place(key, layers, flags)}: expected nothing beside it but init_args, which holds the options"
         siblings = {name.rpartition(".")[2] for name in names if name.rpartition(".")[0] == key.rpartition(".")[0]}
         hint = nearest(key, names) or nearest(leaf, siblings) or nearest(leaf, (n.rpartition(".")[2] for n in names))
         return f"{place(key, layers, flags)}: no such option{hint}"
     if found := re.search(r'.*Parser key "(?P<key>.+?)":(?P<rest>.*)', message, re.DOTALL):  # the last, innermost one
-        return f"{place(found['key'], layers, flags)}: {expectation(found['rest'].strip())}"
-    if found := re.search(r"arguments? (?:is|are) required: (.+)", message):
+        return f"{place(found['key'], layers, flags)}: {expectation(found['rest'].strip(), found['key'])}"
+    if found := re.search(r"arguments are required: (.+)", message):
         options = ", ".join("--" + name.partition(".")[2] for name in found[1].split(", "))
         return f"{options}: missing; give a configuration, such as --config configs/digits.yaml"
     return message
@@ -62,7 +64,8 @@ def broken(file: Path) -> str:
     if file.is_dir():
         return f"{shown(file)}: expected a file, got a folder"
     if not file.exists():
-        return f"{shown(file)}: no such file{nearest(file.name, (other.name for other in file.parent.glob('*')))}"
+        others = [*file.parent.glob("*"), *(PROJECT / "configs").glob("*")]
+        return f"{shown(file)}: no such file{nearest(file.name, (other.name for other in others))}"
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
     except UnicodeDecodeError as error:
@@ -72,26 +75,33 @@ def broken(file: Path) -> str:
         return f"{shown(file)}{line}: {error.problem}"
     if not isinstance(content, dict):
         return f"{shown(file)}: expected sections such as `model:`, got {content!r:.60}"
-    sections = [name for name in ("trainer", "callbacks") if not isinstance(content.get(name, {}), dict)]
+    sections = [name for name in SECTIONS if not isinstance(content.get(name, {}), dict)]
     return f"{shown(file)}: {sections[0]}: expected options, got {content[sections[0]]!r:.60}" if sections else ""
 
 
-def expectation(text: str) -> str:
+def expectation(text: str, option: str) -> str:
     """Says what was expected and what came instead, given the many lines of a failed type."""
-    if bad := re.search(r"Problem with given class_path '(.+?)':\s*(.+)|dot import path string: (\S+)", text):
-        path = bad[1] or bad[3]
-        return f"no class {path}{f' ({bad[2].strip()})' if bad[2] else ''}{nearest(path.rpartition('.')[2], classes())}"
-    if kinds := re.search(r"Subtypes: [\[(](?P<kinds>.*?)[\])]\n.*?Given value: (?P<value>.*?)(\n|$)", text, re.DOTALL):
-        pass
-    elif not (kinds := re.match(r"Expected an? (?P<kinds>.*?)\. Got value: (?P<value>.*?)(\n|$)", text)):
+    if found := re.search(r"arguments are required: (.+)", text):
+        return f"missing: {found[1]}"
+    came = re.search(r"(?:Got value|Given value): ?(.*)", text)
+    value = came[1] if came else ""
+    if bad := re.search(r"(dot import path string)|module '\S+' has no attribute '\S+'|No module named '\S+'", text):
+        if found := re.search(r"class_path'?[:=] ?'(\S+?)'", value):
+            value = found[1]
+        reason = "" if bad[1] else f" ({bad[0]})"
+        return f"no class {value}{reason}{nearest(value.rpartition('.')[2], classes(option))}"
+    kinds = re.search(r"Subtypes: [\[(](.*)[\])]\n", text) or re.match(r"Expected an? (.*?)\. Got value", text)
+    if kinds is None:
         return text
-    names = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", kinds["kinds"]).replace("NoneType", "null")
-    return f"expected {names.replace(', ', ' or ')}, got {kinds['value']}"
+    names = re.sub(r"(?:\w+\.)+(?=\w)", "", re.sub(r"<class '(.*?)'>", r"\1", kinds[1])).replace("NoneType", "null")
+    value = re.sub(r"NestedArg\(key='(.*?)'.*", r"its option \1", value)
+    return f"expected {names if '[' in names else names.replace(', ', ' or ')}, got {value or 'nothing'}"
 
 
-def classes() -> Iterator[str]:
-    """The names of all classes that a `class_path` could mean."""
-    todo: list[type] = [LightningModule, LightningDataModule, Callback, Logger, Optimizer, LRScheduler]
+def classes(option: str) -> Iterator[str]:
+    """The names of all classes that an option's `class_path` could mean."""
+    bases = {"model": LightningModule, "data": LightningDataModule, "trainer.logger": Logger, "optimizer": Optimizer}
+    todo: list[type] = [bases[option]] if option in bases else [*bases.values(), Callback, LRScheduler]
     while todo:
         todo += todo[0].__subclasses__()
         yield todo.pop(0).__name__
@@ -101,13 +111,13 @@ def place(key: str, layers: Sequence[str], flags: Sequence[str]) -> str:
     """Where the user wrote `key`, of which only the end may be known: `--model.lr` or `x.yaml: model.init_args.lr`."""
     for flag in flags:
         name = flag.removeprefix("--").partition("=")[0].rstrip("+")
-        if flag.startswith("--") and f".{name}".endswith(f".{key}"):
+        if flag.startswith("--") and f".{key}." in f".{name}.":
             return f"--{name}"
     for layer in reversed(layers):
         inline = layer.startswith("{")
         for name in keys(yaml.safe_load(layer if inline else Path(layer).read_text(encoding="utf-8"))):
             if f".{name}".endswith(f".{key}"):
-                return f"{'the checkpoint' if inline else shown(Path(layer))}: {name}"
+                return f"{'JSON' if inline else shown(Path(layer))}: {name}"
     return key
 
 

@@ -2,16 +2,19 @@
 
 import csv
 import os
+import re
 import secrets
+import shlex
 import time
-from argparse import Namespace
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.loggers import Logger
+from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.utilities import rank_zero_only
+
+from . import Mistake
 
 PROJECT = Path(__file__).resolve().parents[2]  # the folder of main.py
 
@@ -26,61 +29,64 @@ class Run:
     @classmethod
     def start(cls, root: Path) -> "Run":
         """Takes the id from WANDB_RUN_ID or draws one, and tells the processes of other ranks by the environment."""
-        run_id = os.environ.setdefault("WANDB_RUN_ID", f"r{time.strftime('%y%m%d-%H%M%S')}-{secrets.token_hex(2)}")
+        run_id = os.environ.get("WANDB_RUN_ID") or f"r{time.strftime('%y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+        if not re.fullmatch(r"\w[\w.-]*", run_id):
+            raise Mistake(f"WANDB_RUN_ID: expected letters, digits, dashes, dots and underscores, got {run_id}")
         folder = root / run_id
         # W&B's staging area would be in the user's home, where it is lost when the folder moves.
-        os.environ.update(RUNS_ROOT=str(root), WANDB_DIR=str(folder), WANDB_DATA_DIR=str(folder / "wandb"))
+        os.environ.update(WANDB_RUN_ID=run_id, RUNS_ROOT=str(root))
+        os.environ.update(WANDB_DIR=str(folder), WANDB_DATA_DIR=str(folder / "wandb"))
         return cls(run_id, folder)
 
 
 def runs_root() -> Path:
     """Where runs are kept: RUNS_ROOT, or `runs` beside main.py."""
-    return Path(os.environ.get("RUNS_ROOT") or PROJECT / "runs")
+    return Path(os.environ.get("RUNS_ROOT") or PROJECT / "runs").expanduser().absolute()
 
 
 def shown(path: Path) -> str:
-    """The path as one would type it here: absolute or relative, whichever is shorter."""
-    return min(str(path.absolute()), os.path.relpath(path), key=len)
+    """The path as one would type it here: absolute or relative, whichever is shorter, quoted if need be."""
+    return shlex.quote(min(str(path.absolute()), os.path.relpath(path), key=len))
 
 
-class MetricsFile(Logger):
+class MetricsFile(DummyLogger):
     """Writes every logged value, whatever the other loggers are, into a table: `step`, `epoch`, then by name.
 
+    To the model it is the logger where there is no other: DummyLogger takes any call and ignores it.
+
     Args:
-        file: The table; None writes nothing, as `fast_dev_run` wants it.
+        file: The table.
+        write: Whether to; `fast_dev_run` wants nothing written.
     """
 
-    def __init__(self, file: Path | None) -> None:
+    def __init__(self, file: Path, write: bool) -> None:
         super().__init__()
         self.file = file
+        self.write = write
         self.columns = ["step", "epoch"]
 
     @property
-    def name(self) -> None:
-        return None
-
-    @property
-    def version(self) -> None:
-        return None
-
-    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
-        """Leaves them to config.yaml."""
+    def save_dir(self) -> str:
+        return str(self.file.parent)
 
     @rank_zero_only
-    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        if self.file is None:
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        if not self.write:
             return
-        rows: list[dict[str, Any]] = [{"step": step, **metrics}]
-        whole = not set(rows[0]) <= set(self.columns) or not self.file.exists()
-        if whole:  # the header changes, so all is written anew
-            rows = read_rows(self.file) + rows
-            self.columns = list(dict.fromkeys([*self.columns, *rows[0], *sorted(rows[-1])]))
-            self.file.parent.mkdir(parents=True, exist_ok=True)
-        with self.file.open("w" if whole else "a", newline="") as stream:
+        row = {"step": step, **{name: getattr(value, "item", lambda v=value: v)() for name, value in metrics.items()}}
+        if self.file.exists() and set(row) <= set(self.columns):
+            with self.file.open("a", newline="") as stream:
+                csv.DictWriter(stream, self.columns, lineterminator="\n").writerow(row)
+            return
+        rows = read_rows(self.file)
+        self.columns = list(dict.fromkeys([*self.columns, *(rows[0] if rows else ()), *sorted(row)]))
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        whole = self.file.with_suffix(".tmp")  # with a new header: never half of it in the place of all
+        with whole.open("w", newline="") as stream:
             writer = csv.DictWriter(stream, self.columns, lineterminator="\n")
-            if whole:
-                writer.writeheader()
-            writer.writerows(rows)
+            writer.writeheader()
+            writer.writerows([*rows, row])
+        whole.replace(self.file)
 
 
 def read_rows(file: Path) -> list[dict[str, Any]]:
