@@ -107,6 +107,7 @@ def test_the_loggers_options_are_plain_options(command: Commands) -> None:
     record = recorded(run)
     assert (record.project, record.job_type, record.id) == ("p", "j", run.name)
     assert len(record.artifacts) == 2
+    assert [path for path in (run / "wandb" / "artifacts").rglob("*") if path.is_file()]  # staged where the run is
 
 
 def test_another_model_and_its_data_need_flags_and_one_overlay_alone(command: Commands, tmp_path: Path) -> None:
