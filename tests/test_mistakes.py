@@ -95,6 +95,15 @@ def test_a_mistake_on_the_command_line_is_one_line(line: str, command: Commands)
     assert outcome.out.count("\n") <= 8, outcome.out
 
 
+@pytest.mark.parametrize("name", ["val/accu", "vall/acc", "val/accuracy"])
+def test_a_typo_in_a_monitor_ends_the_run_before_its_first_step(name: str, command: Commands) -> None:
+    outcome = command(f"{FIT} --callbacks.checkpoint.monitor {name} --trainer.logger false")
+    assert_one_line(outcome.err, outcome.code, f"nobody logs {name}, .*; did you mean val/acc")
+    assert "epoch" not in outcome.out
+    assert outcome.run is not None
+    assert not (outcome.run / "metrics.csv").exists()
+
+
 @pytest.mark.parametrize("content", FILES)
 def test_a_mistake_in_a_file_is_one_line_that_names_the_file(content: str, command: Commands, tmp_path: Path) -> None:
     file = tmp_path / "file.yaml"

@@ -91,13 +91,22 @@ def test_flags_win_over_files_wherever_they_stand(command: Commands, tmp_path: P
     assert "lr: 0.25" in command(f"fit {words}").out
 
 
+@pytest.mark.parametrize("line", ["--help", "fit --help", "test -h", "predict --help", "fit --model.help Classifier"])
+def test_help_is_given_wherever_it_is_asked_for(line: str, command: Commands) -> None:
+    outcome = command(line)
+    assert (outcome.code, outcome.err) == (0, "")
+    assert ("--model.lr" if "Classifier" in line else "--config") in outcome.out
+    assert all(verb in outcome.out for verb in ("fit", "validate", "test", "predict")) or line != "--help"
+
+
 def test_the_optimizer_and_its_schedule_are_chosen_by_flags(command: Commands) -> None:
     schedule = "--model.lr_scheduler OneCycleLR --model.lr_scheduler.max_lr 0.4 --model.lr_scheduler.total_steps 100"
     run = command(f"{SHORT} --trainer.logger false --model.optimizer SGD --model.lr 0.4 {schedule}").run
     assert run is not None
     with (run / "metrics.csv").open() as file:
         rates = [float(row["lr-SGD"]) for row in csv.DictReader(file) if row["lr-SGD"]]
-    assert rates[0] == pytest.approx(0.4 / 25)  # OneCycleLR begins there, and counts steps
+    assert rates[0] == pytest.approx(0.4 / 25)  # OneCycleLR begins there
+    assert rates[1] > rates[0]  # and counts steps, not epochs
 
 
 def test_the_loggers_options_are_plain_options(command: Commands) -> None:

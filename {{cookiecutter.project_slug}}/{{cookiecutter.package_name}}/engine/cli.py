@@ -21,7 +21,7 @@ from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from . import SECTIONS, Mistake
+from . import SECTIONS, VERBS, Mistake
 from .callbacks import Bar, Callbacks, EpochLines, NameCheck, Record
 from .run import PROJECT, MetricsFile, Run, runs_root, shown
 from .wandb import Wandb, finish
@@ -146,7 +146,7 @@ class CLI(LightningCLI):
                 recipe, model = layers_of(self.checkpoint)
                 layers.insert(1 if verb == "fit" else len(layers), json.dumps(model))
                 layers[1:1] = recipe
-            elif verb != "fit" and not {"-h", "--help"} & set(flags):
+            elif verb in VERBS[1:] and not {"-h", "--help"} & set(flags):
                 raise Mistake(f"{verb}: expected --ckpt_path RUN, or a checkpoint file; random weights are no result")
             self.config = parser.parse_args([verb, *(part for layer in layers for part in ("--config", layer)), *flags])
         except (ArgumentError, OSError, UnicodeDecodeError, yaml.YAMLError) as error:
