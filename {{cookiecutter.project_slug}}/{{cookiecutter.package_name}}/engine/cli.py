@@ -19,6 +19,7 @@ from jsonargparse import Namespace
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from . import SECTIONS, VERBS, Mistake
@@ -115,6 +116,7 @@ class CLI(LightningCLI):
         self.verb_parsers.append(parser)
         parser.add_class_arguments(Callbacks, "callbacks")
         parser.add_argument("--runs_root", type=str | None, help=f"Folder of all runs, {runs_root()} if null.")
+        parser.add_argument("--init_from", type=str | None, help="Checkpoint whose weights a new run of `fit` begins with.")
         parser.add_argument("--test_after_fit", type=bool, default=False, help="Test the best checkpoint after `fit`.")
         parser.link_arguments("data.num_classes", "model.init_args.num_classes", apply_on="instantiate")
 
@@ -128,8 +130,11 @@ class CLI(LightningCLI):
         known = ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
         known.add_argument("-c", "--config", action="append", default=[])
         known.add_argument("--ckpt_path")
+        known.add_argument("--init_from")
         known.add_argument("--runs_root", type=Path, default=runs_root())
-        self.checkpoint, layers, flags = None, [str(PROJECT / "configs" / "defaults.yaml")], rest
+        self.checkpoint: Path | None = None
+        self.weights_only = False
+        layers, flags = [str(PROJECT / "configs" / "defaults.yaml")], rest
         try:
             given, flags = known.parse_known_args(rest)
             self.root = given.runs_root.expanduser().absolute()
@@ -139,14 +144,19 @@ class CLI(LightningCLI):
                 parts = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
                 if not isinstance(parts, dict) or not all(isinstance(parts.get(name, {}), dict) for name in SECTIONS):
                     raise ArgumentError(None, "")  # an empty section would drop all that lies under it
-            if given.ckpt_path is not None:
+            references = {f"--{name}": value for name in ("ckpt_path", "init_from") if (value := getattr(given, name)) is not None}
+            if references:
                 from .references import find_checkpoint, layers_of
 
-                self.checkpoint = find_checkpoint(given.ckpt_path, self.root)
+                self.weights_only = "--init_from" in references
+                if len(references) > 1 or (self.weights_only and verb != "fit"):
+                    raise Mistake("--init_from is for fit, in place of --ckpt_path")
+                ((option, reference),) = references.items()
+                self.checkpoint = find_checkpoint(reference, self.root, option)
                 recipe, model = layers_of(self.checkpoint)
                 layers.insert(1 if verb == "fit" else len(layers), json.dumps(model))
                 layers[1:1] = recipe
-            elif verb in VERBS[1:] and not {"-h", "--help"} & set(flags):
+            if verb in VERBS[1:] and not self.checkpoint and not {"-h", "--help"} & set(flags):
                 raise Mistake(f"{verb}: expected --ckpt_path RUN, or a checkpoint file; random weights are no result")
             self.config = parser.parse_args([verb, *(part for layer in layers for part in ("--config", layer)), *flags])
         except (ArgumentError, OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -159,7 +169,7 @@ class CLI(LightningCLI):
         verb = str(self.subcommand)
         parser = dict(zip(self.subcommands(), self.verb_parsers, strict=True))[verb]
         recipe = json.loads(parser.dump(self.config[verb], format="json", skip_unset=False, skip_link_targets=False))
-        for name in {"ckpt_path", "runs_root"} & recipe.keys():
+        for name in {"ckpt_path", "init_from", "runs_root"} & recipe.keys():
             if recipe.pop(name) is not None:
                 raise Mistake(f"{name}: only as a flag, --{name}")
         options = (recipe["model"] or {}).get("init_args", {})
@@ -170,7 +180,7 @@ class CLI(LightningCLI):
             raise Mistake(f"WANDB_RUN_ID: run {self.run.id} has checkpoints already; unset it to start another run")
         self.record = Record(self.run, recipe, self.checkpoint)
         self.config[verb] = fill(self.config[verb], {"${run}": str(self.run.folder), "${verb}": verb})
-        self.config[verb].ckpt_path = self.checkpoint and str(self.checkpoint)
+        self.config[verb].ckpt_path = str(self.checkpoint) if self.checkpoint and not self.weights_only else None
 
     def instantiate_classes(self) -> None:
         """Raises what a constructor raised, which jsonargparse wraps into errors of its own about types."""
@@ -212,6 +222,14 @@ class CLI(LightningCLI):
             table = MetricsFile(self.run.folder / "metrics.csv", write=not settings.fast_dev_run)
             trainer.loggers = [*trainer.loggers, table]
         return trainer
+
+    def before_fit(self) -> None:
+        """Begins with the weights of another run if asked to, and says what did not fit."""
+        if self.checkpoint and self.weights_only:
+            from .references import init_weights
+
+            for line in init_weights(self.model, self.checkpoint):
+                rank_zero_only(print)(f"weights  {line}")
 
     def after_fit(self) -> None:
         """Tests the best checkpoint if asked to, and says what the run left and how to go on."""

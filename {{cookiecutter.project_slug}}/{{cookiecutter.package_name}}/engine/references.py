@@ -1,20 +1,29 @@
-"""What `--ckpt_path` can name: a checkpoint file, a run (its best checkpoint), or `RUN:last`."""
+"""Checkpoints by reference: a file, a run (its best checkpoint), or `RUN:last`; and the models in them."""
 
+import sys
+from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile, ZipFile
 
 import torch
+from jsonargparse import ArgumentParser
+from lightning.pytorch import LightningModule
+from lightning.pytorch.cli import instantiate_module
+from lightning.pytorch.utilities import rank_zero_only
 
 from . import Mistake, nearest
-from .run import shown
+from .run import runs_root, shown
 
 
-def find_checkpoint(reference: str, root: Path) -> Path:
+def find_checkpoint(reference: str, root: Path, option: str) -> Path:
     """Finds a checkpoint.
 
     Args:
         reference: A file, or the id or the folder of a run, with `:last` for its last checkpoint instead of its best.
         root: Where runs are kept.
+        option: What the reference was given as, for the messages.
 
     Raises:
         Mistake: If there is no such file, no such run, or no checkpoint in the run.
@@ -25,28 +34,71 @@ def find_checkpoint(reference: str, root: Path) -> Path:
     folder = next((folder for folder in (Path(name), root / name) if name and folder.is_dir()), None)
     if folder is None or which not in ("", "last"):
         hint = nearest(name, (folder.name for folder in root.glob("*/")))
-        raise Mistake(f"--ckpt_path: expected a checkpoint file, RUN or RUN:last, got {reference}{hint}")
+        raise Mistake(f"{option}: expected a checkpoint file, RUN or RUN:last, got {reference}{hint}")
     last = folder.absolute() / "checkpoints" / "last.ckpt"
     if not last.is_file():
-        raise Mistake(f"--ckpt_path: {folder.name} has no checkpoint; expected {shown(last)}")
+        raise Mistake(f"{option}: {folder.name} has no checkpoint; expected {shown(last)}")
     if which == "last":
         return last
     states = read_checkpoint(last)["callbacks"].values()
     best = next((state["best_model_path"] for state in states if state.get("best_model_path")), last)
-    return last.parent / Path(best).name  # by its name alone: the folder may have been moved
+    best = last.parent / Path(best).name  # by its name alone: the folder may have been moved
+    return best if best.exists() else last
 
 
 def read_checkpoint(file: Path) -> dict[str, Any]:
     """Reads a checkpoint, without running any code that it may hold.
 
     Raises:
-        Mistake: If it cannot be read.
+        Mistake: If it cannot be read; names the newest one beside it that can.
     """
     try:
         content: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        return content if "state_dict" in content else content["state_dict"]
     except Exception as error:
-        raise Mistake(f"{shown(file)}: not a checkpoint that can be read ({str(error).splitlines()[0]})") from error
-    return content
+        others = sorted(file.parent.glob("*.ckpt"), key=lambda other: other.stat().st_mtime, reverse=True)
+        valid = next((other for other in others if other != file and is_whole(other)), None)
+        hint = f"; {shown(valid)} can be" if valid else ""
+        raise Mistake(f"{shown(file)}: not a checkpoint that can be read ({type(error).__name__}){hint}") from error
+
+
+def is_whole(file: Path) -> bool:
+    """Whether all of a checkpoint is there, by the checksums that torch.save writes."""
+    try:
+        with ZipFile(file) as archive:
+            return archive.testzip() is None
+    except (BadZipFile, EOFError):
+        return False
+
+
+def class_of(class_path: str) -> type[LightningModule]:
+    """Imports a model's class.
+
+    Raises:
+        Mistake: If there is no such class.
+    """
+    module, _, name = class_path.rpartition(".")
+    try:
+        found: type[LightningModule] = getattr(import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise Mistake(f"the checkpoint's model is of a class that is not there, {class_path}: {error}") from error
+    return found
+
+
+def settings_of(checkpoint: Path) -> dict[str, Any]:
+    """The `class_path` and `init_args` of a checkpoint's model; nothing if it was trained without the command line.
+
+    What the class no longer takes is left out, with a warning.
+    """
+    saved = read_checkpoint(checkpoint).get("hyper_parameters", {})
+    if "_class_path" not in saved:
+        return {}
+    options = {name: value for name, value in saved.items() if name not in ("_class_path", "_instantiator")}
+    taken = ArgumentParser().add_class_arguments(class_of(saved["_class_path"]), "model", fail_untyped=False)
+    old = sorted(options.keys() - {name.split(".")[1] for name in taken})
+    if old and rank_zero_only.rank in (None, 0):
+        print(f"warning: the model no longer takes {', '.join(old)}, which {shown(checkpoint)} has", file=sys.stderr)
+    return {"class_path": saved["_class_path"], "init_args": {k: v for k, v in options.items() if k not in old}}
 
 
 def layers_of(checkpoint: Path) -> tuple[list[str], dict[str, Any]]:
@@ -56,9 +108,48 @@ def layers_of(checkpoint: Path) -> tuple[list[str], dict[str, Any]]:
         The configuration file of its run, if it lies in one, and the `model` section that the checkpoint itself holds.
     """
     recipe = checkpoint.parent.parent / "config.yaml"
-    settings = read_checkpoint(checkpoint).get("hyper_parameters", {})
-    model = {
-        "class_path": settings.pop("_class_path", None),
-        "init_args": {key: value for key, value in settings.items() if key != "_instantiator"},
-    }
-    return [str(recipe)] * recipe.is_file(), {"model": model} if model["class_path"] else {}
+    model = settings_of(checkpoint)
+    return [str(recipe)] * recipe.is_file(), {"model": model} if model else {}
+
+
+def load(reference: str) -> LightningModule:
+    """Loads a model, in evaluation mode and on the CPU.
+
+    Args:
+        reference: A checkpoint file, a run's id or folder (its best checkpoint), or `RUN:last`.
+
+    Raises:
+        Mistake: If there is no such checkpoint, or if it was made without this command line.
+    """
+    file = find_checkpoint(reference, runs_root(), "load")
+    model = settings_of(file)
+    if not model:
+        raise Mistake(f"{shown(file)}: does not say which class its model is of; use that class's load_from_checkpoint")
+    config = {"_class_path": model["class_path"], **model["init_args"]}
+    module = instantiate_module(class_of(model["class_path"]), config)
+    content = read_checkpoint(file)
+    module.configure_model()
+    module.on_load_checkpoint(content)
+    module.load_state_dict(content["state_dict"])
+    return module.eval()
+
+
+def init_weights(module: LightningModule, checkpoint: Path) -> Iterator[str]:
+    """Copies the weights of a checkpoint that fit, and yields a line for what did not.
+
+    Raises:
+        Mistake: If none fits.
+    """
+    module.configure_model()
+    own, given = module.state_dict(), read_checkpoint(checkpoint)["state_dict"]
+    fit = {name: value for name, value in given.items() if name in own and own[name].shape == value.shape}
+    if not fit:
+        raise Mistake(f"--init_from: none of the {len(given)} tensors in {shown(checkpoint)} fits {type(module).__name__}")
+    module.load_state_dict(fit, strict=False)
+    for name in sorted(own.keys() | given.keys()):
+        if name not in given:
+            yield f"{name} stays as it was: the checkpoint has none"
+        elif name not in own:
+            yield f"{name} is left out: the model has none"
+        elif name not in fit:
+            yield f"{name} stays as it was: {tuple(own[name].shape)} here, {tuple(given[name].shape)} in the checkpoint"
