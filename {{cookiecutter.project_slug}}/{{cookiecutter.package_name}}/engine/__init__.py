@@ -3,10 +3,6 @@
 import difflib
 import sys
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from lightning.pytorch import LightningModule
 
 VERBS = ("fit", "validate", "test", "predict")
 SECTIONS = ("trainer", "callbacks")  # of a configuration, that are options and not a class with options
@@ -50,17 +46,3 @@ def main(args: Sequence[str] | None = None) -> None:
     except Mistake as mistake:
         print(f"error: {mistake}", file=sys.stderr)
         raise
-
-
-def load(reference: str) -> "LightningModule":
-    """Loads a trained model, in evaluation mode and on the CPU: `load("runs/r261123-091500-a1b2")`.
-
-    Args:
-        reference: What `--ckpt_path` takes: a checkpoint file, a run (its best checkpoint), or `RUN:last`.
-
-    Raises:
-        Mistake: If there is no such checkpoint.
-    """
-    from .references import load
-
-    return load(reference)

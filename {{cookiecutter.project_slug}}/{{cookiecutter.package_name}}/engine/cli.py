@@ -5,9 +5,7 @@ import importlib.util
 import json
 import logging
 import os
-import re
 import sys
-import traceback
 import warnings
 from argparse import ArgumentError, ArgumentParser
 from collections.abc import Sequence
@@ -27,15 +25,10 @@ from .callbacks import Bar, Callbacks, EpochLines, NameCheck, Record
 from .run import PROJECT, MetricsFile, Run, runs_root, shown
 from .wandb import Wandb, finish
 
-BAREBONES = (  # what `trainer.barebones` wants left to itself
-    "logger",
-    "log_every_n_steps",
-    "num_sanity_val_steps",
-    "enable_checkpointing",
-    "enable_progress_bar",
-    "enable_model_summary",
+# What `trainer.barebones` wants left to itself.
+BAREBONES = (
+    "logger log_every_n_steps num_sanity_val_steps enable_checkpointing enable_progress_bar enable_model_summary"
 )
-LIBRARIES = rf"({re.escape(__package__)}|lightning|jsonargparse|torch|contextlib)(\.|$)"  # no code of the user's
 
 
 def execute(words: Sequence[str]) -> None:
@@ -58,19 +51,15 @@ def execute(words: Sequence[str]) -> None:
             CLI(args=list(words))
             exit_code = 0
         except (MisconfigurationException, TypeError, ValueError) as error:
-            modules = modules_of(error)
-            if modules[-1].startswith("lightning.") and all(re.match(LIBRARIES, module) for module in modules):
-                raise Mistake(str(error)) from error  # Lightning's word for a setting that cannot be
+            from .mistakes import came_through_libraries
+
+            if came_through_libraries(error):  # Lightning's word for a setting that cannot be
+                raise Mistake(str(error)) from error
             raise
         finally:
             finish(exit_code)
             os.environ.clear()
             os.environ.update(environment)
-
-
-def modules_of(error: BaseException) -> list[str]:
-    """The modules that an exception came through, outermost first."""
-    return [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]
 
 
 def silence() -> None:
@@ -116,7 +105,7 @@ class CLI(LightningCLI):
         self.verb_parsers.append(parser)
         parser.add_class_arguments(Callbacks, "callbacks")
         parser.add_argument("--runs_root", type=str | None, help=f"Folder of all runs, {runs_root()} if null.")
-        parser.add_argument("--init_from", type=str | None, help="Checkpoint whose weights a new run of `fit` begins with.")
+        parser.add_argument("--init_from", type=str | None, help="Checkpoint whose weights `fit` begins with.")
         parser.add_argument("--test_after_fit", type=bool, default=False, help="Test the best checkpoint after `fit`.")
         parser.link_arguments("data.num_classes", "model.init_args.num_classes", apply_on="instantiate")
 
@@ -133,7 +122,6 @@ class CLI(LightningCLI):
         known.add_argument("--init_from")
         known.add_argument("--runs_root", type=Path, default=runs_root())
         self.checkpoint: Path | None = None
-        self.weights_only = False
         layers, flags = [str(PROJECT / "configs" / "defaults.yaml")], rest
         try:
             given, flags = known.parse_known_args(rest)
@@ -144,15 +132,14 @@ class CLI(LightningCLI):
                 parts = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
                 if not isinstance(parts, dict) or not all(isinstance(parts.get(name, {}), dict) for name in SECTIONS):
                     raise ArgumentError(None, "")  # an empty section would drop all that lies under it
-            references = {f"--{name}": value for name in ("ckpt_path", "init_from") if (value := getattr(given, name)) is not None}
-            if references:
+            self.weights_only = given.init_from is not None
+            if self.weights_only and (verb != "fit" or given.ckpt_path is not None):
+                raise Mistake("--init_from is for fit, in place of --ckpt_path")
+            if self.weights_only or given.ckpt_path is not None:
                 from .references import find_checkpoint, layers_of
 
-                self.weights_only = "--init_from" in references
-                if len(references) > 1 or (self.weights_only and verb != "fit"):
-                    raise Mistake("--init_from is for fit, in place of --ckpt_path")
-                ((option, reference),) = references.items()
-                self.checkpoint = find_checkpoint(reference, self.root, option)
+                option = "init_from" if self.weights_only else "ckpt_path"
+                self.checkpoint = find_checkpoint(getattr(given, option), self.root, f"--{option}")
                 recipe, model = layers_of(self.checkpoint)
                 layers.insert(1 if verb == "fit" else len(layers), json.dumps(model))
                 layers[1:1] = recipe
@@ -184,15 +171,13 @@ class CLI(LightningCLI):
 
     def instantiate_classes(self) -> None:
         """Raises what a constructor raised, which jsonargparse wraps into errors of its own about types."""
-        error: BaseException | None = None
         try:
-            super().instantiate_classes()
-        except Exception as wrapped:
-            error = wrapped
-        while error is not None:
-            if error.__cause__ is None or not modules_of(error)[-1].startswith("jsonargparse"):
-                raise error
-            error = error.__cause__
+            return super().instantiate_classes()
+        except Exception as error:
+            wrapped = error
+        from .mistakes import origin
+
+        raise origin(wrapped)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Adds our callbacks and metrics.csv to what is asked for, and drops what other settings rule out."""
@@ -203,7 +188,7 @@ class CLI(LightningCLI):
         callbacks = [self.record, *theirs, *ours]  # theirs first: what they log can be monitored
         if settings.barebones:
             callbacks = theirs
-            kwargs.update(dict.fromkeys(BAREBONES))
+            kwargs.update(dict.fromkeys(BAREBONES.split()))
         elif settings.enable_progress_bar is not False and not any(isinstance(c, ProgressBar) for c in theirs):
             if sys.stdout.isatty():
                 callbacks.append(Bar())

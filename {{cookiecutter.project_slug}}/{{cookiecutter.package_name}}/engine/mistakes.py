@@ -5,6 +5,7 @@ many lines, so the option is looked up in what the user gave.
 """
 
 import re
+import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -127,3 +128,22 @@ def keys(value: Any, name: str = "") -> Iterator[str]:
     for key, item in parts:
         yield f"{name}{key}"
         yield from keys(item, f"{name}{key}.")
+
+
+def modules_of(error: BaseException) -> list[str]:
+    """The modules that an exception came through, outermost first."""
+    return [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]
+
+
+def came_through_libraries(error: BaseException) -> bool:
+    """Whether Lightning raised an exception, and no code of the user's had a part in it."""
+    libraries = rf"({re.escape(str(__package__))}|lightning|jsonargparse|torch|contextlib)(\.|$)"
+    modules = modules_of(error)
+    return modules[-1].startswith("lightning.") and all(re.match(libraries, module) for module in modules)
+
+
+def origin(error: BaseException) -> BaseException:
+    """What a constructor raised, out of the errors that jsonargparse wraps it in."""
+    while error.__cause__ is not None and modules_of(error)[-1].startswith("jsonargparse"):
+        error = error.__cause__
+    return error

@@ -96,8 +96,9 @@ def settings_of(checkpoint: Path) -> dict[str, Any]:
     options = {name: value for name, value in saved.items() if name not in ("_class_path", "_instantiator")}
     taken = ArgumentParser().add_class_arguments(class_of(saved["_class_path"]), "model", fail_untyped=False)
     old = sorted(options.keys() - {name.split(".")[1] for name in taken})
-    if old and rank_zero_only.rank in (None, 0):
-        print(f"warning: the model no longer takes {', '.join(old)}, which {shown(checkpoint)} has", file=sys.stderr)
+    if old:
+        line = f"warning: the model no longer takes {', '.join(old)}, which {shown(checkpoint)} has"
+        rank_zero_only(print)(line, file=sys.stderr)
     return {"class_path": saved["_class_path"], "init_args": {k: v for k, v in options.items() if k not in old}}
 
 
@@ -144,7 +145,8 @@ def init_weights(module: LightningModule, checkpoint: Path) -> Iterator[str]:
     own, given = module.state_dict(), read_checkpoint(checkpoint)["state_dict"]
     fit = {name: value for name, value in given.items() if name in own and own[name].shape == value.shape}
     if not fit:
-        raise Mistake(f"--init_from: none of the {len(given)} tensors in {shown(checkpoint)} fits {type(module).__name__}")
+        kind = type(module).__name__
+        raise Mistake(f"--init_from: none of the {len(given)} tensors in {shown(checkpoint)} fits {kind}")
     module.load_state_dict(fit, strict=False)
     for name in sorted(own.keys() | given.keys()):
         if name not in given:

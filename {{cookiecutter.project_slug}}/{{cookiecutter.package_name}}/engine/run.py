@@ -13,6 +13,7 @@ from typing import Any
 
 from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.utilities import rank_zero_only
+from torch.distributed import TCPStore
 
 from . import Mistake
 
@@ -28,8 +29,14 @@ class Run:
 
     @classmethod
     def start(cls, root: Path) -> "Run":
-        """Takes the id from WANDB_RUN_ID or draws one, and tells the processes of other ranks by the environment."""
+        """Takes the id from WANDB_RUN_ID or draws one, and tells the processes of other ranks by the environment.
+
+        torchrun starts all ranks alike; they agree by the store that it keeps, on what the first of them drew.
+        """
         run_id = os.environ.get("WANDB_RUN_ID") or f"r{time.strftime('%y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+        if not os.environ.get("WANDB_RUN_ID") and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+            store = TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
+            run_id = store.compare_set("run_id", "", run_id).decode()
         if not re.fullmatch(r"\w[\w.-]*", run_id):
             raise Mistake(f"WANDB_RUN_ID: expected letters, digits, dashes, dots and underscores, got {run_id}")
         folder = root / run_id
