@@ -1,5 +1,6 @@
 """Ways on from a checkpoint: a model, a run that begins with its weights, and a line where it will not do."""
 
+import csv
 import re
 import shutil
 import subprocess
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from command import Commands
 
 BRIEF = " --trainer.logger false --trainer.max_epochs 1 --trainer.limit_train_batches 3 --trainer.log_every_n_steps 1"
@@ -69,10 +71,11 @@ def test_weights_of_another_kind_of_model_are_refused(trained: Path, command: Co
     assert re.match(r"error: --init_from: none of the \d+ tensors in \S+ fits BoringModel\n$", outcome.err)
 
 
-@pytest.mark.parametrize("words", ["test --init_from {}", "fit --init_from {} --ckpt_path {}"])
+@pytest.mark.parametrize("words", ["test --init_from {}", "fit --ckpt_path {} --init_from {}"])
 def test_init_from_is_for_fit_alone(words: str, trained: Path, command: Commands) -> None:
     outcome = command(words.replace("{}", trained.name))
-    assert (outcome.code, outcome.err) == (2, "error: --init_from is for fit, in place of --ckpt_path\n")
+    assert outcome.code == 2
+    assert re.fullmatch(r"error: --init_from: is for fit, and instead of .*\n", outcome.err)
 
 
 def test_what_the_model_no_longer_takes_is_left_out_with_a_warning(
@@ -110,3 +113,86 @@ def test_a_checkpoint_of_a_class_that_is_gone_is_one_line(trained: Path, command
     assert outcome.code == 2
     assert "odd_duck.model.Gone" in outcome.err
     assert outcome.err.count("\n") == 1
+
+
+@pytest.fixture
+def half(command: Commands) -> Path:
+    run = command(
+        "fit --config @digits --trainer.max_epochs 2 --trainer.logger false --trainer.log_every_n_steps 1"
+    ).run
+    assert run is not None
+    return run
+
+
+def rows(run: Path) -> list[dict[str, str]]:
+    with (run / "metrics.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_resumed_run_goes_on_in_its_folder_from_its_step_with_its_best(half: Path, command: Commands) -> None:
+    before = rows(half)
+    outcome = command(f"fit --resume {half.name} --trainer.max_epochs 4")
+    assert (outcome.code, outcome.err, outcome.run) == (0, "", None), outcome.err
+    after = rows(half)
+    assert after[: len(before)] == before
+    steps = [int(row["step"]) for row in after if row["train/loss"]]
+    assert steps == list(range(4 * 19))
+    assert len(list((half / "checkpoints").iterdir())) == 2
+    assert yaml.safe_load((half / "config.yaml").read_text())["trainer"]["max_epochs"] == 4
+    best = max(float(row["val/acc"]) for row in after if row["val/acc"])
+    assert f"best     val/acc {best:.4g}" in outcome.out
+
+
+def test_a_moved_run_resumes_and_keeps_what_was_best(half: Path, command: Commands, tmp_path: Path) -> None:
+    moved = tmp_path / "else-where"
+    shutil.move(half, moved)
+    outcome = command(f"fit --resume {moved} --trainer.max_epochs 3 --model.lr 0 --trainer.limit_val_batches 1")
+    assert (outcome.code, outcome.err) == (0, ""), outcome.err
+    state = torch.load(moved / "checkpoints" / "last.ckpt", weights_only=True)
+    (kept,) = [value for key, value in state["callbacks"].items() if key.startswith("ModelCheckpoint")]
+    assert Path(kept["best_model_path"]).parent == moved / "checkpoints"
+    assert Path(kept["best_model_path"]).exists()
+    assert str(half) not in str(kept)
+
+
+def test_a_finished_run_that_is_resumed_says_so(half: Path, command: Commands) -> None:
+    outcome = command(f"fit --resume {half.name}")
+    assert (outcome.code, outcome.err) == (0, "")
+    assert "done     nothing was left to train after step 38" in outcome.out
+
+
+def test_a_restart_goes_on_and_any_other_second_start_is_refused(
+    half: Path, command: Commands, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_RUN_ID", half.name)
+    line = "fit --config @digits --trainer.max_epochs 3 --trainer.logger false --trainer.log_every_n_steps 1"
+    refused = command(line)
+    assert (refused.code, refused.err.count("\n")) == (2, 1)
+    assert f"--resume {half.name}" in refused.err
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "0")
+    assert command(line).code == 2
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    assert command(line).code == 0
+    assert [int(row["step"]) for row in rows(half) if row["train/loss"]] == list(range(3 * 19))
+    other = command("fit --resume " + half.name.replace("r", "x"))
+    assert other.code == 2
+    assert f"did you mean {half.name}?" in other.err
+    monkeypatch.setenv("WANDB_RUN_ID", "another-1")
+    unlike = command(f"fit --resume {half.name}")
+    assert unlike.err == f"error: --resume names {half.name}, WANDB_RUN_ID names another-1\n"
+
+
+def test_a_broken_last_checkpoint_is_passed_over(half: Path, command: Commands) -> None:
+    last = half / "checkpoints" / "last.ckpt"
+    last.write_bytes(last.read_bytes()[:1000])
+    outcome = command(f"fit --resume {half.name} --trainer.max_epochs 3")
+    assert outcome.code == 0
+    assert re.fullmatch(r"warning: \S+last.ckpt is broken, \S+epoch-\S+ is the newest whole one\n", outcome.err)
+
+
+def test_wandb_knows_a_resumed_run_by_its_id(command: Commands) -> None:
+    run = command("fit --config @digits --config @debug --trainer.logger odd_duck.engine.wandb.Wandb").run  # over false
+    assert run is not None
+    assert command(f"fit --resume {run.name} --trainer.max_epochs 3").code == 0
+    logs = sorted(run.glob("wandb/*run-*/*.wandb"))
+    assert [log.name for log in logs] == [f"run-{run.name}.wandb"] * 2

@@ -11,7 +11,9 @@ from conftest import SOURCES, Run
 README = (SOURCES / "README.md").read_text(encoding="utf-8")
 LINES = [line for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL) for line in block.splitlines()]
 TRAINING = [line for line in LINES if line.startswith("python main.py fit")]
-FLAGS = [code for code in re.findall(r"`(--[^`]+)`", README) if not re.search("config|ckpt_path|help", code)]
+FLAGS = [
+    code for code in re.findall(r"`(--[^`]+)`", README) if not re.search("config|ckpt_path|init_from|resume|help", code)
+]
 VALUES = {"--model.lr": "0.1", "--data.num_workers": "1", "--runs_root": "."}
 INSTALLATION = ["python3 -m venv .venv", ". .venv/bin/activate", 'pip install --editable ".[dev]"']
 
@@ -52,6 +54,12 @@ def test_a_run_is_tested_and_run_again_as_the_text_says(command: Commands) -> No
             outcome = command(f"{verb} --ckpt_path {reference}")
             assert (outcome.code, outcome.err) == (0, ""), outcome.err
             assert outcome.run not in (None, trained.run)
+    for way in ("--resume", "--ckpt_path", "--init_from"):
+        outcome = command(f"fit {way} {trained.run.name} --trainer.max_epochs 3")
+        assert (outcome.code, outcome.err) == (0, ""), outcome.err
+        assert (outcome.run is None) == (way == "--resume")
+    trained = command("fit --config @digits --config @debug")
+    assert trained.run is not None
     again = command(f"fit --config {trained.run}/config.yaml")
     assert again.run is not None
     assert (again.run / "metrics.csv").read_text() == (trained.run / "metrics.csv").read_text()

@@ -141,6 +141,18 @@ class Record(Callback):
         self.config = config
         self.checkpoint = checkpoint
         self.done = False
+        self.begun_at = -1  # the step of the checkpoint
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Tells a ModelCheckpoint of this run where its files are now: the folder may have been moved."""
+        self.begun_at = checkpoint["global_step"]
+        here = str(self.run.folder / "checkpoints")
+        for state in checkpoint["callbacks"].values():
+            before = state.get("dirpath") if isinstance(state, dict) else None
+            if before and self.checkpoint and self.checkpoint.is_relative_to(self.run.folder):
+                for key, value in state.items():
+                    state[key] = value.replace(before, here) if isinstance(value, str) else value
+                state["best_k_models"] = {k.replace(before, here): v for k, v in state["best_k_models"].items()}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if self.done or trainer.fast_dev_run or not trainer.is_global_zero:  # type: ignore[attr-defined]

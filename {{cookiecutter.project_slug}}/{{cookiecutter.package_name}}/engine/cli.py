@@ -29,6 +29,8 @@ from .wandb import Wandb, finish
 BAREBONES = (
     "logger log_every_n_steps num_sanity_val_steps enable_checkpointing enable_progress_bar enable_model_summary"
 )
+WAYS_ON = ("ckpt_path", "init_from", "resume")
+RESTARTED = ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT", "WANDB_SWEEP_ID")  # a run goes on unasked
 
 
 def execute(words: Sequence[str]) -> None:
@@ -106,6 +108,7 @@ class CLI(LightningCLI):
         parser.add_class_arguments(Callbacks, "callbacks")
         parser.add_argument("--runs_root", type=str | None, help=f"Folder of all runs, {runs_root()} if null.")
         parser.add_argument("--init_from", type=str | None, help="Checkpoint whose weights `fit` begins with.")
+        parser.add_argument("--resume", type=str | None, help="Run that `fit` goes on with.")
         parser.add_argument("--test_after_fit", type=bool, default=False, help="Test the best checkpoint after `fit`.")
         parser.link_arguments("data.num_classes", "model.init_args.num_classes", apply_on="instantiate")
 
@@ -118,10 +121,11 @@ class CLI(LightningCLI):
         verb, *rest = args
         known = ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
         known.add_argument("-c", "--config", action="append", default=[])
-        known.add_argument("--ckpt_path")
-        known.add_argument("--init_from")
+        for way in WAYS_ON:
+            known.add_argument(f"--{way}")
         known.add_argument("--runs_root", type=Path, default=runs_root())
         self.checkpoint: Path | None = None
+        self.way = ""
         layers, flags = [str(PROJECT / "configs" / "defaults.yaml")], rest
         try:
             given, flags = known.parse_known_args(rest)
@@ -132,15 +136,12 @@ class CLI(LightningCLI):
                 parts = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
                 if not isinstance(parts, dict) or not all(isinstance(parts.get(name, {}), dict) for name in SECTIONS):
                     raise ArgumentError(None, "")  # an empty section would drop all that lies under it
-            self.weights_only = given.init_from is not None
-            if self.weights_only and (verb != "fit" or given.ckpt_path is not None):
-                raise Mistake("--init_from is for fit, in place of --ckpt_path")
-            if self.weights_only or given.ckpt_path is not None:
-                from .references import find_checkpoint, layers_of
+            ways = [way for way in WAYS_ON if getattr(given, way) is not None]
+            if ways:
+                from .references import way_on
 
-                option = "init_from" if self.weights_only else "ckpt_path"
-                self.checkpoint = find_checkpoint(getattr(given, option), self.root, f"--{option}")
-                recipe, model = layers_of(self.checkpoint)
+                self.way = ways[-1]
+                self.root, self.checkpoint, recipe, model = way_on(verb, ways, getattr(given, self.way), self.root)
                 layers.insert(1 if verb == "fit" else len(layers), json.dumps(model))
                 layers[1:1] = recipe
             if verb in VERBS[1:] and not self.checkpoint and not {"-h", "--help"} & set(flags):
@@ -156,18 +157,22 @@ class CLI(LightningCLI):
         verb = str(self.subcommand)
         parser = dict(zip(self.subcommands(), self.verb_parsers, strict=True))[verb]
         recipe = json.loads(parser.dump(self.config[verb], format="json", skip_unset=False, skip_link_targets=False))
-        for name in {"ckpt_path", "init_from", "runs_root"} & recipe.keys():
+        for name in {*WAYS_ON, "runs_root"} & recipe.keys():
             if recipe.pop(name) is not None:
                 raise Mistake(f"{name}: only as a flag, --{name}")
         options = (recipe["model"] or {}).get("init_args", {})
         if options.get("num_classes", "") is None:  # the data will give it
             del options["num_classes"]
         self.run = Run.start(self.root)
-        if verb == "fit" and list(self.run.folder.glob("checkpoints/*.ckpt")):
-            raise Mistake(f"WANDB_RUN_ID: run {self.run.id} has checkpoints already; unset it to start another run")
+        if verb == "fit" and self.way != "resume" and list(self.run.folder.glob("checkpoints/*.ckpt")):
+            if not any(os.environ.get(name, "0") != "0" for name in RESTARTED):
+                raise Mistake(f"run {self.run.id} has checkpoints already; to go on with it: --resume {self.run.id}")
+            from .references import newest_checkpoint
+
+            self.way, self.checkpoint = "resume", newest_checkpoint(self.run.folder)
         self.record = Record(self.run, recipe, self.checkpoint)
         self.config[verb] = fill(self.config[verb], {"${run}": str(self.run.folder), "${verb}": verb})
-        self.config[verb].ckpt_path = str(self.checkpoint) if self.checkpoint and not self.weights_only else None
+        self.config[verb].ckpt_path = str(self.checkpoint) if self.checkpoint and self.way != "init_from" else None
 
     def instantiate_classes(self) -> None:
         """Raises what a constructor raised, which jsonargparse wraps into errors of its own about types."""
@@ -210,7 +215,7 @@ class CLI(LightningCLI):
 
     def before_fit(self) -> None:
         """Begins with the weights of another run if asked to, and says what did not fit."""
-        if self.checkpoint and self.weights_only:
+        if self.checkpoint and self.way == "init_from":
             from .references import init_weights
 
             for line in init_weights(self.model, self.checkpoint):
@@ -226,6 +231,8 @@ class CLI(LightningCLI):
             trainer.test(self.model, datamodule=self.datamodule, ckpt_path=str(best) if ours else None)
         if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
+        if trainer.global_step == self.record.begun_at:
+            print(f"done     nothing was left to train after step {trainer.global_step}")
         if epoch := getattr(named.early_stopping, "stopped_epoch", 0):
             print(f"stopped  after epoch {epoch}: {named.early_stopping.monitor} no longer gets better")
         if values := getattr(named.summaries, "best", None):

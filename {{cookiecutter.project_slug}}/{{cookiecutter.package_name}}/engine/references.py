@@ -1,5 +1,6 @@
 """Checkpoints by reference: a file, a run (its best checkpoint), or `RUN:last`; and the models in them."""
 
+import os
 import sys
 from collections.abc import Iterator
 from importlib import import_module
@@ -31,11 +32,10 @@ def find_checkpoint(reference: str, root: Path, option: str) -> Path:
     if Path(reference).is_file():
         return Path(reference).absolute()
     name, _, which = reference.partition(":")
-    folder = next((folder for folder in (Path(name), root / name) if name and folder.is_dir()), None)
-    if folder is None or which not in ("", "last"):
-        hint = nearest(name, (folder.name for folder in root.glob("*/")))
-        raise Mistake(f"{option}: expected a checkpoint file, RUN or RUN:last, got {reference}{hint}")
-    last = folder.absolute() / "checkpoints" / "last.ckpt"
+    if which not in ("", "last"):
+        raise Mistake(f"{option}: expected a checkpoint file, RUN or RUN:last, got {reference}")
+    folder = find_run(name, root, option)
+    last = folder / "checkpoints" / "last.ckpt"
     if not last.is_file():
         raise Mistake(f"{option}: {folder.name} has no checkpoint; expected {shown(last)}")
     if which == "last":
@@ -44,6 +44,36 @@ def find_checkpoint(reference: str, root: Path, option: str) -> Path:
     best = next((state["best_model_path"] for state in states if state.get("best_model_path")), last)
     best = last.parent / Path(best).name  # by its name alone: the folder may have been moved
     return best if best.exists() else last
+
+
+def find_run(reference: str, root: Path, option: str) -> Path:
+    """Finds the folder of a run by its id or path.
+
+    Raises:
+        Mistake: If there is none; names the nearest run.
+    """
+    folder = next((folder for folder in (root / reference, Path(reference)) if reference and folder.is_dir()), None)
+    if folder is None:
+        hint = nearest(reference, (folder.name for folder in root.glob("*/")))
+        expected = "a run" if option == "--resume" else "a checkpoint file, RUN or RUN:last"
+        raise Mistake(f"{option}: expected {expected}, got {reference}{hint}")
+    return folder.absolute()
+
+
+def newest_checkpoint(folder: Path) -> Path:
+    """The newest checkpoint of a run that is whole; says so if it is not the last.
+
+    Raises:
+        Mistake: If there is none.
+    """
+    files = sorted(folder.glob("checkpoints/*.ckpt"), key=lambda file: (file.stat().st_mtime, file.name), reverse=True)
+    whole = next((file for file in files if is_whole(file)), None)
+    if whole is None:
+        raise Mistake(f"--resume: no whole checkpoint in {shown(folder / 'checkpoints')}")
+    if whole != files[0]:
+        line = f"warning: {shown(files[0])} is broken, {shown(whole)} is the newest whole one"
+        rank_zero_only(print)(line, file=sys.stderr)
+    return whole
 
 
 def read_checkpoint(file: Path) -> dict[str, Any]:
@@ -102,15 +132,34 @@ def settings_of(checkpoint: Path) -> dict[str, Any]:
     return {"class_path": saved["_class_path"], "init_args": {k: v for k, v in options.items() if k not in old}}
 
 
-def layers_of(checkpoint: Path) -> tuple[list[str], dict[str, Any]]:
-    """The configuration that a checkpoint brings with it.
+def way_on(verb: str, ways: list[str], reference: str, root: Path) -> tuple[Path, Path, list[str], dict[str, Any]]:
+    """Finds the checkpoint to begin with, and exports the run's id if it is the same run that goes on.
+
+    Args:
+        verb: What is to be done.
+        ways: The options that were given; there must be one, and for other verbs than `fit` it must be `ckpt_path`.
+        reference: The value of the last of them.
+        root: Where runs are kept.
 
     Returns:
-        The configuration file of its run, if it lies in one, and the `model` section that the checkpoint itself holds.
+        Where this run is kept; the checkpoint; the configuration file of the checkpoint's run, if it lies in one; and
+        the `model` section that the checkpoint itself holds, if it has one.
+
+    Raises:
+        Mistake: If the options do not go together, or there is no such checkpoint.
     """
-    recipe = checkpoint.parent.parent / "config.yaml"
-    model = settings_of(checkpoint)
-    return [str(recipe)] * recipe.is_file(), {"model": model} if model else {}
+    option = f"--{ways[-1]}"
+    if ways[1:] or (verb != "fit" and ways != ["ckpt_path"]):
+        raise Mistake(f"{option}: is for fit, and instead of any other way on from a checkpoint")
+    if option == "--resume":
+        folder = find_run(reference, root, option)
+        if os.environ.setdefault("WANDB_RUN_ID", folder.name) != folder.name:
+            raise Mistake(f"{option} names {folder.name}, WANDB_RUN_ID names {os.environ['WANDB_RUN_ID']}")
+        root, checkpoint = folder.parent, newest_checkpoint(folder)
+    else:
+        checkpoint = find_checkpoint(reference, root, option)
+    recipe, model = checkpoint.parent.parent / "config.yaml", settings_of(checkpoint)
+    return root, checkpoint, [str(recipe)] * recipe.is_file(), {"model": model} if model else {}
 
 
 def load(reference: str) -> LightningModule:

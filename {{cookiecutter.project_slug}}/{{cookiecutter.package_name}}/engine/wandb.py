@@ -28,7 +28,7 @@ class Wandb(WandbLogger):
         notes: Description of the run.
         job_type: Kind of the run.
         log_model: Whether checkpoints become artifacts: `false`, `true` (at the end), `all` (as they are saved).
-        save_dir: Folder in which W&B makes its own, `wandb/`.
+        save_dir: Folder in which W&B makes its own, `wandb/`; that of WANDB_DIR, the run's folder, if null.
         offline: Whether to send nothing; `wandb sync` can send it later.
     """
 
@@ -42,9 +42,10 @@ class Wandb(WandbLogger):
         notes: str | None = None,
         job_type: str | None = None,
         log_model: Literal["all"] | bool = False,
-        save_dir: str = ".",
+        save_dir: str | None = None,
         offline: bool = False,
     ) -> None:
+        save_dir = save_dir or os.environ.get("WANDB_DIR", ".")
         super().__init__(name=name, save_dir=save_dir, project=project, log_model=log_model)
         self._options: dict[str, Any] = {"project": project, "entity": entity, "name": name, "group": group}
         self._options |= {"tags": tags, "notes": notes, "job_type": job_type, "dir": save_dir}
