@@ -38,7 +38,11 @@ class Commands:
         before = set(self.runs.glob("*"))
         code, error = 0, None
         out, err = io.StringIO(), io.StringIO()
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), warnings.catch_warnings():
+        with (
+            contextlib.redirect_stdout(out),
+            contextlib.redirect_stderr(err),
+            warnings.catch_warnings(record=True) as caught,  # pytest would keep them from the screen
+        ):
             warnings.resetwarnings()
             warnings.simplefilter("ignore", DeprecationWarning)  # as Python does by itself
             try:
@@ -47,5 +51,6 @@ class Commands:
                 code = ended.code if isinstance(ended.code, int) else 1
             except BaseException as raised:
                 code, error = 1, raised
+        err.writelines(f"{warning.category.__name__}: {warning.message}\n" for warning in caught)
         made = sorted(set(self.runs.glob("*")) - before, key=os.path.getmtime)
         return Outcome(code, out.getvalue(), err.getvalue(), made[-1] if made else None, error)

@@ -122,7 +122,7 @@ def test_the_loggers_options_are_plain_options(command: Commands) -> None:
 def test_another_model_and_its_data_need_flags_and_one_overlay_alone(command: Commands, tmp_path: Path) -> None:
     overlay = tmp_path / "boring.yaml"
     overlay.write_text(
-        "trainer: {max_epochs: 1, limit_train_batches: 2}\n"
+        "trainer: {max_epochs: 1, limit_train_batches: 2, log_every_n_steps: 1}\n"
         "callbacks: {checkpoint: {init_args: {monitor: null}}, early_stopping: null, summaries: null}\n"
     )
     boring = "lightning.pytorch.demos.boring_classes.Boring"

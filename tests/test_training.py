@@ -171,6 +171,7 @@ def test_two_devices_train_by_ddp_in_one_run(trained: Trained, person: Person) -
     )
     screen = person(*line.split(), cwd=trained.project)
     (folder,) = set(runs.iterdir()) - before
+    assert "Initializing" not in screen
     assert "device   2 x CPU; --trainer.devices 1 for one" in screen
     assert screen.count("\nrun ") + screen.startswith("run ") == 1
     record = recorded(folder)
@@ -189,7 +190,8 @@ fit = ["fit", "--config", "configs/digits.yaml", "--trainer.logger", "false", "-
 main(fit)
 main([*fit, "--trainer.barebones", "true"])
 main(["test", "--ckpt_path", sys.argv[1], "--trainer.logger", "false"])
-main([*fit[:-1], "21", "--ckpt_path", sys.argv[1] + ":last", "--trainer.limit_train_batches", "1"])
+main(["fit", "--resume", sys.argv[1], "--trainer.limit_train_batches", "1", "--trainer.max_epochs", "21"])
+main([*fit[:-1], "22", "--ckpt_path", sys.argv[1] + ":last", "--trainer.limit_train_batches", "1"])
 """
 
 
@@ -202,6 +204,7 @@ def test_each_silenced_message_would_still_be_shown(trained: Trained, person: Pe
         "Be aware that when using `ckpt_path`, callbacks used",
         "does not have many workers",
         "The dirpath has changed",
+        "exists and is not empty",
         "Tip: For seamless cloud logging",
         "Seed set to 42",
     ):

@@ -135,9 +135,8 @@ def test_an_argument_that_data_usually_gives_can_be_given_and_is_kept(command: C
     ["theirs.Logs", "[{class_path: theirs.Logs}, {class_path: RichModelSummary}]", "{class_path: theirs.Logs}"],
 )
 def test_a_callback_may_be_given_alone_or_in_a_list(callback: str, command: Commands) -> None:
-    words = (
-        f"fit --model theirs.StageLast{BORING}--trainer.logger false --trainer.max_epochs 1 {NOTHING_WATCHED}".split()
-    )
+    line = f"fit --model theirs.StageLast{BORING}--trainer.logger false --trainer.max_epochs 1 {NOTHING_WATCHED}"
+    words = [*line.split(), "--trainer.log_every_n_steps", "1"]
     outcome = command([*words, "--trainer.callbacks", callback])
     assert (outcome.code, outcome.error, outcome.err) == (0, None, "")
 
