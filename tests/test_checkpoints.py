@@ -146,13 +146,21 @@ def test_a_resumed_run_goes_on_in_its_folder_from_its_step_with_its_best(half: P
 def test_a_moved_run_resumes_and_keeps_what_was_best(half: Path, command: Commands, tmp_path: Path) -> None:
     moved = tmp_path / "else-where"
     shutil.move(half, moved)
-    outcome = command(f"fit --resume {moved} --trainer.max_epochs 3 --model.lr 0 --trainer.limit_val_batches 1")
+    outcome = command(f"fit --resume {moved} --trainer.max_epochs 3 --trainer.limit_val_batches 1")
     assert (outcome.code, outcome.err) == (0, ""), outcome.err
     state = torch.load(moved / "checkpoints" / "last.ckpt", weights_only=True)
     (kept,) = [value for key, value in state["callbacks"].items() if key.startswith("ModelCheckpoint")]
     assert Path(kept["best_model_path"]).parent == moved / "checkpoints"
     assert Path(kept["best_model_path"]).exists()
     assert str(half) not in str(kept)
+
+
+@pytest.mark.parametrize("way", ["--resume", "--ckpt_path"])
+def test_a_learning_rate_that_would_not_be_used_is_refused(way: str, half: Path, command: Commands) -> None:
+    refused = command(f"fit {way} {half.name} --trainer.max_epochs 3 --model.lr 0.5")
+    assert refused.code == 2
+    assert re.fullmatch(r"error: model.lr: expected 0.002, .*, got 0.5; see --init_from\n", refused.err)
+    assert command(f"fit {way} {half.name} --trainer.max_epochs 3 --model.lr 0.002").code == 0
 
 
 def test_a_finished_run_that_is_resumed_says_so(half: Path, command: Commands) -> None:

@@ -171,6 +171,10 @@ class CLI(LightningCLI):
             from .references import newest_checkpoint
 
             self.way, self.checkpoint = "resume", newest_checkpoint(self.run.folder)
+        if verb == "fit" and self.checkpoint and self.way != "init_from":
+            from .references import check_learning_rate
+
+            check_learning_rate(options, self.checkpoint)
         self.record = Record(self.run, recipe, self.checkpoint)
         self.config[verb] = fill(self.config[verb], {"${run}": str(self.run.folder), "${verb}": verb})
         self.config[verb].ckpt_path = str(self.checkpoint) if self.checkpoint and self.way != "init_from" else None

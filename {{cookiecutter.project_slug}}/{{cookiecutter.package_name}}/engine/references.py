@@ -162,6 +162,17 @@ def way_on(verb: str, ways: list[str], reference: str, root: Path) -> tuple[Path
     return root, checkpoint, [str(recipe)] * recipe.is_file(), {"model": model} if model else {}
 
 
+def check_learning_rate(options: dict[str, Any], checkpoint: Path) -> None:
+    """Refuses a new learning rate for a run that goes on: the optimizer's state holds the old one, and would win.
+
+    Raises:
+        Mistake: If `options`, those of the model, have another `lr` than the checkpoint.
+    """
+    old = read_checkpoint(checkpoint).get("hyper_parameters", {}).get("lr")
+    if old is not None and options.get("lr", old) != old:
+        raise Mistake(f"model.lr: expected {old}, as the optimizer has it, got {options['lr']}; see --init_from")
+
+
 def load(reference: str) -> LightningModule:
     """Loads a model, in evaluation mode and on the CPU.
 
