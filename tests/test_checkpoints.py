@@ -1,6 +1,7 @@
 """Ways on from a checkpoint: a model, a run that begins with its weights, and a line where it will not do."""
 
 import csv
+import os
 import re
 import shutil
 import subprocess
@@ -146,8 +147,11 @@ def test_a_resumed_run_goes_on_in_its_folder_from_its_step_with_its_best(half: P
 def test_a_moved_run_resumes_and_keeps_what_was_best(half: Path, command: Commands, tmp_path: Path) -> None:
     moved = tmp_path / "else-where"
     shutil.move(half, moved)
+    for file in moved.glob("checkpoints/epoch*"):
+        os.utime(file)  # as if copied last
     outcome = command(f"fit --resume {moved} --trainer.max_epochs 3 --trainer.limit_val_batches 1")
     assert (outcome.code, outcome.err) == (0, ""), outcome.err
+    assert re.search(r"from     \S+last.ckpt\n", outcome.out)
     state = torch.load(moved / "checkpoints" / "last.ckpt", weights_only=True)
     (kept,) = [value for key, value in state["callbacks"].items() if key.startswith("ModelCheckpoint")]
     assert Path(kept["best_model_path"]).parent == moved / "checkpoints"
@@ -204,3 +208,23 @@ def test_wandb_knows_a_resumed_run_by_its_id(command: Commands) -> None:
     assert command(f"fit --resume {run.name} --trainer.max_epochs 3").code == 0
     logs = sorted(run.glob("wandb/*run-*/*.wandb"))
     assert [log.name for log in logs] == [f"run-{run.name}.wandb"] * 2
+
+
+def test_a_run_that_was_killed_goes_on(command: Commands, tmp_path: Path) -> None:
+    line = "fit --config configs/digits.yaml --trainer.max_epochs 999 --trainer.logger false"
+    with subprocess.Popen(
+        [sys.executable, "main.py", *line.split(), "--callbacks.early_stopping", "null", "--runs_root", tmp_path],
+        cwd=command.project,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert any(printed.startswith("epoch 2 ") for printed in process.stdout)
+        process.kill()
+    (run,) = tmp_path.iterdir()
+    before = rows(run)
+    outcome = command(f"fit --resume {run} --trainer.limit_train_batches 19 --trainer.max_steps {1 + 19 * 10}")
+    assert (outcome.code, outcome.error) == (0, None), outcome.err
+    assert rows(run)[: len(before)] == before
+    assert sorted(file.name for file in (run / "checkpoints").iterdir())[-1] == "last.ckpt"

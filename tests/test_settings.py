@@ -59,6 +59,12 @@ def test_all_callbacks_can_be_off_at_once(command: Commands) -> None:
     assert sorted(path.name for path in outcome.run.iterdir()) == ["config.yaml", "metrics.csv"]
 
 
+def test_a_link_to_the_last_checkpoint_stays_a_link(command: Commands) -> None:
+    run = command(f"{SHORT} --trainer.logger false --callbacks.checkpoint.save_last link").run
+    assert run is not None
+    assert (run / "checkpoints" / "last.ckpt").is_symlink()
+
+
 def test_a_dry_run_leaves_nothing_behind(command: Commands) -> None:
     assert command("fit --config @digits --trainer.fast_dev_run true").run is None
 

@@ -211,7 +211,8 @@ class CLI(LightningCLI):
             kwargs["enable_checkpointing"] = False  # else Lightning adds a ModelCheckpoint of its own
         trainer = super().instantiate_trainer(callbacks=callbacks, **kwargs)
         for callback in (c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)):
-            callback.save_last = callback.save_last and not settings.fast_dev_run  # Lightning writes it even then
+            if settings.fast_dev_run:
+                callback.save_last = False  # Lightning writes it even then
             callback.save_on_exception &= trainer.world_size == 1  # a rank that fails alone would wait for ever
         if not trainer.barebones:
             table = MetricsFile(self.run.folder / "metrics.csv", write=not settings.fast_dev_run)

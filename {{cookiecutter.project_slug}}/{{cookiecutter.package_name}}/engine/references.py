@@ -66,14 +66,20 @@ def newest_checkpoint(folder: Path) -> Path:
     Raises:
         Mistake: If there is none.
     """
-    files = sorted(folder.glob("checkpoints/*.ckpt"), key=lambda file: (file.stat().st_mtime, file.name), reverse=True)
-    whole = next((file for file in files if is_whole(file)), None)
+    files = newest_first(folder / "checkpoints")
+    whole = next(filter(is_whole, files), None)
     if whole is None:
         raise Mistake(f"--resume: no whole checkpoint in {shown(folder / 'checkpoints')}")
     if whole != files[0]:
         line = f"warning: {shown(files[0])} is broken, {shown(whole)} is the newest whole one"
         rank_zero_only(print)(line, file=sys.stderr)
     return whole
+
+
+def newest_first(folder: Path) -> list[Path]:
+    """The checkpoints in a folder: last.ckpt by its name, since a copy may have any time, then the others by theirs."""
+    files = folder.glob("*.ckpt")
+    return sorted(files, key=lambda file: (file.name == "last.ckpt", file.stat().st_mtime, file.name), reverse=True)
 
 
 def read_checkpoint(file: Path) -> dict[str, Any]:
@@ -86,8 +92,7 @@ def read_checkpoint(file: Path) -> dict[str, Any]:
         content: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
         return content if "state_dict" in content else content["state_dict"]
     except Exception as error:
-        others = sorted(file.parent.glob("*.ckpt"), key=lambda other: other.stat().st_mtime, reverse=True)
-        valid = next((other for other in others if other != file and is_whole(other)), None)
+        valid = next((other for other in newest_first(file.parent) if other != file and is_whole(other)), None)
         hint = f"; {shown(valid)} can be" if valid else ""
         raise Mistake(f"{shown(file)}: not a checkpoint that can be read ({type(error).__name__}){hint}") from error
 

@@ -40,8 +40,8 @@ class Run:
         if not re.fullmatch(r"\w[\w.-]*", run_id):
             raise Mistake(f"WANDB_RUN_ID: expected letters, digits, dashes, dots and underscores, got {run_id}")
         folder = root / run_id
-        # W&B's staging area would be in the user's home, where it is lost when the folder moves.
         os.environ.update(WANDB_RUN_ID=run_id, RUNS_ROOT=str(root))
+        # Else W&B stages what it is to send in the user's home, where it is lost when the folder moves.
         os.environ.update(WANDB_DIR=str(folder), WANDB_DATA_DIR=str(folder / "wandb"))
         return cls(run_id, folder)
 
