@@ -59,7 +59,7 @@ def test_a_run_that_begins_with_anothers_weights_is_new_and_says_what_did_not_fi
     assert all(torch.equal(new[name], old[name]) for name in old)
     assert torch.load(frozen.run / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 3
     wider = command(f"fit --init_from {trained.name} --model.width 48{BRIEF}")
-    assert re.search(r"weights  network.0.weight stays as it was: \(48, 1, 3, 3\) here, \(32, 1, 3, 3\)", wider.out)
+    assert re.search(r"weights  network.0.weight: \(48, 1, 3, 3\) here, \(32, 1, 3, 3\)", wider.out)
 
 
 def test_weights_of_another_kind_of_model_are_refused(trained: Path, command: Commands) -> None:
@@ -159,12 +159,80 @@ def test_a_moved_run_resumes_and_keeps_what_was_best(half: Path, command: Comman
     assert str(half) not in str(kept)
 
 
-@pytest.mark.parametrize("way", ["--resume", "--ckpt_path"])
-def test_a_learning_rate_that_would_not_be_used_is_refused(way: str, half: Path, command: Commands) -> None:
-    refused = command(f"fit {way} {half.name} --trainer.max_epochs 3 --model.lr 0.5")
-    assert refused.code == 2
-    assert re.fullmatch(r"error: model.lr: expected 0.002, .*, got 0.5; see --init_from\n", refused.err)
-    assert command(f"fit {way} {half.name} --trainer.max_epochs 3 --model.lr 0.002").code == 0
+STEP = "--model.lr_scheduler StepLR --model.lr_scheduler.step_size 1 --model.lr_scheduler.gamma 0.5"
+COSINE = "--model.lr_scheduler CosineAnnealingLR --model.lr_scheduler.T_max 4"
+CYCLE = "--model.lr_scheduler OneCycleLR --model.lr_scheduler.total_steps 12 --model.lr_scheduler.max_lr"
+SCHEDULES = {
+    "none": ("--model.lr 0.002", "--model.lr 0.0005"),
+    "other options": ("--model.optimizer AdamW", "--model.optimizer AdamW --model.optimizer.weight_decay 0.5"),
+    "StepLR": (f"{STEP} --model.lr 0.002", f"{STEP} --model.lr 0.0005"),
+    "StepLR, of another step": (STEP, STEP.replace("size 1", "size 2")),
+    "cosine": (f"{COSINE} --model.lr 0.002", f"{COSINE} --model.lr 0.0005"),
+    "OneCycle": (f"{CYCLE} 0.002", f"{CYCLE} 0.0005"),
+}
+SHORT = " --trainer.logger false --trainer.log_every_n_steps 1 --trainer.limit_train_batches 3"
+DETAILED = f"{SHORT} --callbacks.lr_monitor.log_weight_decay true --callbacks.lr_monitor.log_momentum true"
+
+
+@pytest.mark.parametrize(("schedule", "way"), [*((name, "--resume") for name in SCHEDULES), ("cosine", "--ckpt_path")])
+def test_new_options_of_the_optimizer_act_as_in_a_fresh_run_and_its_moments_stay(
+    schedule: str, way: str, command: Commands, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, after = SCHEDULES[schedule]
+    old = command(f"fit --config @digits --trainer.max_epochs 2{DETAILED} {before}").run
+    fresh = command(f"fit --config @digits --trainer.max_epochs 3{DETAILED} {after}").run
+    assert old is not None
+    assert fresh is not None
+    moments = torch.load(old / "checkpoints" / "last.ckpt", weights_only=True)["optimizer_states"][0]["state"]
+    (tmp_path / "moments.py").write_text(
+        "import torch\nfrom lightning.pytorch import Callback\n\n\nclass Moments(Callback):\n"
+        "    def on_train_start(self, trainer, pl_module):\n"
+        f"        torch.save(trainer.optimizers[0].state_dict()['state'], {str(tmp_path / 'seen.pt')!r})\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    line = f"fit {way} {old.name}:last" if way == "--ckpt_path" else f"fit {way} {old.name}"
+    outcome = command(f"{line} --trainer.max_epochs 3 {after} --trainer.callbacks+ moments.Moments")
+    sys.modules.pop("moments")
+    assert (outcome.code, outcome.err) == (0, ""), outcome.err
+    seen = torch.load(tmp_path / "seen.pt", weights_only=True)
+    assert all(torch.equal(seen[n][name], moments[n][name]) for n in moments for name in ("exp_avg", "exp_avg_sq"))
+    options = [name for name in rows(fresh)[0] if name.startswith("lr-")]
+    assert len(options) == 3
+
+    def later(run: Path) -> list[list[str]]:
+        return [[row[name] for name in options] for row in rows(run) if row[options[0]] and int(row["step"]) > 5]
+
+    assert later(outcome.run or old) == later(fresh) != []
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "said"),
+    [
+        ("", "--model.optimizer SGD", "expected AdamW, as it was saved, got SGD"),
+        ("", COSINE, "expected AdamW, as it was saved, got AdamW and CosineAnnealingLR each epoch"),
+        (STEP, f"{CYCLE} 0.1", "expected AdamW and StepLR each epoch, .*, got AdamW and OneCycleLR each step"),
+        (f"{CYCLE} 0.1", f"{CYCLE} 0.1 --model.lr_scheduler.total_steps 5", "OneCycleLR: Tried to step .* times.*"),
+        (
+            "--model.lr_scheduler lightning.pytorch.cli.ReduceLROnPlateau --model.lr_scheduler.monitor val/loss",
+            "--model.lr 0.5",
+            "ReduceLROnPlateau: cannot go on with a new learning rate; see --init_from",
+        ),
+        ("", "--model.width 16", r"the checkpoint does not fit Classifier: size mismatch for \S+: .* \(and \d+ more\)"),
+    ],
+)
+def test_what_a_run_cannot_go_on_with_is_one_line(before: str, after: str, said: str, command: Commands) -> None:
+    run = command(f"fit --config @digits --trainer.max_epochs 2{SHORT} {before}").run
+    assert run is not None
+    content = (run / "checkpoints" / "last.ckpt").read_bytes()
+    outcome = command(f"fit --resume {run.name} --trainer.max_epochs 3 {after}")
+    assert (outcome.code, outcome.error) == (2, None)
+    assert re.fullmatch(rf"error: .*{said}.*\n", outcome.err), outcome.err
+    assert (run / "checkpoints" / "last.ckpt").read_bytes() == content
+
+
+def test_a_new_patience_takes_effect(half: Path, command: Commands) -> None:
+    line = f"fit --resume {half.name} --trainer.max_epochs 9 --callbacks.early_stopping.patience 1 --model.lr 0"
+    assert "stopped  after epoch" in command(line).out
 
 
 def test_a_finished_run_that_is_resumed_says_so(half: Path, command: Commands) -> None:
@@ -210,7 +278,9 @@ def test_wandb_knows_a_resumed_run_by_its_id(command: Commands) -> None:
     assert [log.name for log in logs] == [f"run-{run.name}.wandb"] * 2
 
 
-def test_a_run_that_was_killed_goes_on(command: Commands, tmp_path: Path) -> None:
+def test_a_run_that_lives_is_left_alone_and_one_that_was_killed_goes_on(
+    command: Commands, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     line = "fit --config configs/digits.yaml --trainer.max_epochs 999 --trainer.logger false"
     with subprocess.Popen(
         [sys.executable, "main.py", *line.split(), "--callbacks.early_stopping", "null", "--runs_root", tmp_path],
@@ -221,8 +291,15 @@ def test_a_run_that_was_killed_goes_on(command: Commands, tmp_path: Path) -> Non
     ) as process:
         assert process.stdout is not None
         assert any(printed.startswith("epoch 2 ") for printed in process.stdout)
+        (run,) = tmp_path.iterdir()
+        second = command(f"fit --resume {run}")
+        monkeypatch.setenv("WANDB_RUN_ID", run.name)
+        joined = command(f"test --ckpt_path {run} --runs_root {tmp_path}")
+        monkeypatch.delenv("WANDB_RUN_ID")
+        assert process.poll() is None
         process.kill()
-    (run,) = tmp_path.iterdir()
+    assert (second.code, second.err) == (2, f"error: run {run.name}: another process is at work on it\n")
+    assert (joined.code, joined.err) == (second.code, second.err)
     before = rows(run)
     outcome = command(f"fit --resume {run} --trainer.limit_train_batches 19 --trainer.max_steps {1 + 19 * 10}")
     assert (outcome.code, outcome.error) == (0, None), outcome.err

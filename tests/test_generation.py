@@ -38,6 +38,7 @@ FILES = {
     "my_project/engine/callbacks.py",
     "my_project/engine/cli.py",
     "my_project/engine/mistakes.py",
+    "my_project/engine/origins.py",
     "my_project/engine/references.py",
     "my_project/engine/run.py",
     "my_project/engine/wandb.py",

@@ -56,7 +56,7 @@ def test_all_callbacks_can_be_off_at_once(command: Commands) -> None:
     outcome = command(f"{SHORT} {off} --trainer.logger false")
     assert_quiet(outcome)
     assert outcome.run is not None
-    assert sorted(path.name for path in outcome.run.iterdir()) == ["config.yaml", "metrics.csv"]
+    assert sorted(path.name for path in outcome.run.iterdir()) == [".lock", "config.yaml", "metrics.csv"]
 
 
 def test_a_link_to_the_last_checkpoint_stays_a_link(command: Commands) -> None:

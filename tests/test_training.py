@@ -100,6 +100,7 @@ def test_the_printed_command_tests_the_best_checkpoint_to_the_promised_accuracy(
 
 def test_a_run_is_one_folder(trained: Trained) -> None:
     assert sorted(path.name for path in trained.folder.iterdir()) == [
+        ".lock",
         "checkpoints",
         "config.yaml",
         "metrics.csv",

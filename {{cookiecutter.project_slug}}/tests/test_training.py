@@ -19,7 +19,7 @@ def test_the_example_reaches_the_accuracy_that_its_header_promises(trained: Path
 
 
 def test_a_run_is_one_folder_with_its_parts(trained: Path) -> None:
-    assert sorted(path.name for path in trained.iterdir()) == ["checkpoints", "config.yaml", "metrics.csv", "wandb"]
+    assert {path.name for path in trained.iterdir()} == {".lock", "checkpoints", "config.yaml", "metrics.csv", "wandb"}
 
 
 def test_there_is_a_best_and_a_last_checkpoint_and_nothing_else(trained: Path) -> None:

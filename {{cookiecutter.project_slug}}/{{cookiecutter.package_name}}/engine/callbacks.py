@@ -1,5 +1,6 @@
 """The callbacks of every run."""
 
+import copy
 import math
 import os
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ from typing import Any, Literal
 
 import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from . import Mistake, nearest
@@ -30,9 +31,7 @@ class Summaries(Callback):
     """
 
     metrics: dict[str, Literal["min", "max"]] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self.best: dict[str, float] = {}
+    best: dict[str, float] = field(default_factory=dict, init=False)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         for logger in trainer.loggers:
@@ -130,26 +129,39 @@ class NameCheck(Callback):
 class Record(Callback):
     """Writes config.yaml into the run's folder, gives the same to every logger, and says what begins.
 
-    Args:
-        run: The run.
-        config: Its configuration.
-        checkpoint: The checkpoint that it begins with, if any: not in config.yaml, but in what the loggers get.
+    The checkpoint that the run begins with, if any, is not in config.yaml, but in what the loggers get.
     """
 
-    def __init__(self, run: Run, config: dict[str, Any], checkpoint: Path | None) -> None:
+    def __init__(self, run: Run, config: dict[str, Any], checkpoint: str | None) -> None:
         self.run = run
         self.config = config
         self.checkpoint = checkpoint
         self.done = False
-        self.begun_at = -1  # the step of the checkpoint
+        self.differs: list[str] = []
+        self.begun: dict[str, Any] = {}
+        self.restored: dict[str, Any] = {}
+        self.restored_step = -1
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.begun = begun_with(trainer)
+        if self.restored:
+            from .references import renew
+
+            renew(trainer, self.begun, self.restored)
+            self.restored = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"begun": self.begun}
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Tells a ModelCheckpoint of this run where its files are now: the folder may have been moved."""
-        self.begun_at = checkpoint["global_step"]
+        self.restored, self.restored_step = checkpoint, checkpoint["global_step"]
+        for callback in trainer.early_stopping_callbacks:  # whose state would overrule a new patience
+            checkpoint["callbacks"].get(callback.state_key, {})["patience"] = callback.patience
         here = str(self.run.folder / "checkpoints")
         for state in checkpoint["callbacks"].values():
             before = state.get("dirpath") if isinstance(state, dict) else None
-            if before and self.checkpoint and self.checkpoint.is_relative_to(self.run.folder):
+            if before and self.checkpoint and Path(self.checkpoint).is_relative_to(self.run.folder):
                 for key, value in state.items():
                     state[key] = value.replace(before, here) if isinstance(value, str) else value
                 state["best_k_models"] = {k.replace(before, here): v for k, v in state["best_k_models"].items()}
@@ -158,7 +170,6 @@ class Record(Callback):
         if self.done or trainer.fast_dev_run or not trainer.is_global_zero:  # type: ignore[attr-defined]
             return
         self.done = True
-        self.run.folder.mkdir(parents=True, exist_ok=True)
         file = self.run.folder / "config.yaml"
         if stage == "fit" or not file.exists():  # evaluating may join a run, but never changes its configuration
             file.write_text(yaml.safe_dump(self.config, sort_keys=False), encoding="utf-8")
@@ -168,21 +179,25 @@ class Record(Callback):
             devices = f"{trainer.world_size} x {devices}; --trainer.devices 1 for one"
         print(f"run      {shown(self.run.folder)}")
         if self.checkpoint:
-            print(f"from     {shown(self.checkpoint)}")
+            print(f"from     {shown(Path(self.checkpoint)) if Path(self.checkpoint).exists() else self.checkpoint}")
+        for line in self.differs:
+            print(f"differs  {line}")
         print(f"model    {type(pl_module).__name__}, {weights:,} weights")
         print(f"device   {devices}")
         for logger in trainer.loggers:
-            logger.log_hyperparams(self.config | ({"ckpt_path": str(self.checkpoint)} if self.checkpoint else {}))
+            logger.log_hyperparams(self.config | ({"ckpt_path": self.checkpoint} if self.checkpoint else {}))
             if isinstance(logger, Wandb):
                 print(f"W&B      {logger.state}", flush=True)
 
 
-class Bar(TQDMProgressBar):
-    """Lightning's bar, without the last letters of the run's id."""
-
-    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
-        metrics: dict[str, Any] = super().get_metrics(trainer, pl_module)
-        return {name: value for name, value in metrics.items() if name != "v_num"}
+def begun_with(trainer: Trainer) -> dict[str, Any]:
+    """The options of optimizers and schedulers before their first step: what the configuration makes of them."""
+    schedules = trainer.lr_scheduler_configs
+    kinds = [type(optimizer).__name__ for optimizer in trainer.optimizers]
+    kinds += [f"{type(config.scheduler).__name__} each {config.interval}" for config in schedules]
+    groups = [[{**group, "params": None} for group in optimizer.param_groups] for optimizer in trainer.optimizers]
+    states = [config.scheduler.state_dict() for config in schedules]
+    return copy.deepcopy({"kinds": kinds, "groups": groups, "schedules": states})
 
 
 class EpochLines(Callback):

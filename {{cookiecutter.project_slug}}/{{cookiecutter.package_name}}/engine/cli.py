@@ -15,33 +15,27 @@ from typing import Any, NoReturn
 import yaml
 from jsonargparse import Namespace
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, ProgressBar
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, ProgressBar, TQDMProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from . import SECTIONS, VERBS, Mistake
-from .callbacks import Bar, Callbacks, EpochLines, NameCheck, Record
-from .run import PROJECT, MetricsFile, Run, runs_root, shown
+from .callbacks import Callbacks, EpochLines, NameCheck, Record
+from .run import LOCKS, PROJECT, MetricsFile, Run, runs_root, shown
 from .wandb import Wandb, finish
 
 # What `trainer.barebones` wants left to itself.
 BAREBONES = (
     "logger log_every_n_steps num_sanity_val_steps enable_checkpointing enable_progress_bar enable_model_summary"
 )
+ORIGINS = "--print_config=origins"
 WAYS_ON = ("ckpt_path", "init_from", "resume")
 RESTARTED = ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT", "WANDB_SWEEP_ID")  # a run goes on unasked
 
 
 def execute(words: Sequence[str]) -> None:
-    """Runs a command, ends its W&B run, and leaves environment and warnings as they were.
-
-    Args:
-        words: The command line, from the verb on.
-
-    Raises:
-        Mistake: If something in it is wrong.
-    """
+    """Runs a command, ends its W&B run, and leaves environment and warnings as they were."""
     for room in ("data", "model"):  # so that their classes go by their names alone
         name = f"{__package__.split('.')[0]}.{room}"
         if importlib.util.find_spec(name):
@@ -52,14 +46,22 @@ def execute(words: Sequence[str]) -> None:
         try:
             CLI(args=list(words))
             exit_code = 0
-        except (MisconfigurationException, TypeError, ValueError) as error:
-            from .mistakes import came_through_libraries
+        except (
+            FileNotFoundError,
+            ImportError,
+            MisconfigurationException,
+            RuntimeError,
+            TypeError,
+            ValueError,
+        ) as error:
+            from .mistakes import of_lightning
 
-            if came_through_libraries(error):  # Lightning's word for a setting that cannot be
-                raise Mistake(str(error)) from error
+            if message := of_lightning(error):
+                raise Mistake(message) from error
             raise
         finally:
             finish(exit_code)
+            LOCKS.close()
             os.environ.clear()
             os.environ.update(environment)
 
@@ -125,8 +127,9 @@ class CLI(LightningCLI):
         for way in WAYS_ON:
             known.add_argument(f"--{way}")
         known.add_argument("--runs_root", type=Path, default=runs_root())
-        self.checkpoint: Path | None = None
+        self.checkpoint: str | None = None
         self.way = ""
+        self.theirs: list[str] = []  # among the layers, what the checkpoint brought
         layers, flags = [str(PROJECT / "configs" / "defaults.yaml")], rest
         try:
             given, flags = known.parse_known_args(rest)
@@ -143,11 +146,14 @@ class CLI(LightningCLI):
 
                 self.way = ways[-1]
                 self.root, self.checkpoint, recipe, model = way_on(verb, ways, getattr(given, self.way), self.root)
-                layers.insert(1 if verb == "fit" else len(layers), json.dumps(model))
+                self.theirs = [json.dumps(model), *(recipe if self.way == "resume" else [])]
+                layers.insert(1 if verb == "fit" else len(layers), self.theirs[0])
                 layers[1:1] = recipe
             if verb in VERBS[1:] and not self.checkpoint and not {"-h", "--help"} & set(flags):
                 raise Mistake(f"{verb}: expected --ckpt_path RUN, or a checkpoint file; random weights are no result")
-            self.config = parser.parse_args([verb, *(part for layer in layers for part in ("--config", layer)), *flags])
+            words = [verb, *(part for layer in layers for part in ("--config", layer)), *flags]
+            self.config = parser.parse_args([word for word in words if word != ORIGINS])
+            self.layers, self.flags = layers, flags
         except (ArgumentError, OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             from .mistakes import explain
 
@@ -161,23 +167,25 @@ class CLI(LightningCLI):
         for name in {*WAYS_ON, "runs_root"} & recipe.keys():
             if recipe.pop(name) is not None:
                 raise Mistake(f"{name}: only as a flag, --{name}")
-        options = (recipe["model"] or {}).get("init_args", {})
-        if options.get("num_classes", "") is None:  # the data will give it
-            del options["num_classes"]
+        if ORIGINS in self.flags:
+            from .origins import commented
+
+            print(commented(recipe, self.layers, self.flags, self.theirs))
+            sys.exit(0)
         self.run = Run.start(self.root)
         if verb == "fit" and self.way != "resume" and list(self.run.folder.glob("checkpoints/*.ckpt")):
             if not any(os.environ.get(name, "0") != "0" for name in RESTARTED):
                 raise Mistake(f"run {self.run.id} has checkpoints already; to go on with it: --resume {self.run.id}")
             from .references import newest_checkpoint
 
-            self.way, self.checkpoint = "resume", newest_checkpoint(self.run.folder)
-        if verb == "fit" and self.checkpoint and self.way != "init_from":
-            from .references import check_learning_rate
-
-            check_learning_rate(options, self.checkpoint)
+            self.way, self.checkpoint = "resume", str(newest_checkpoint(self.run.folder))
         self.record = Record(self.run, recipe, self.checkpoint)
+        if self.theirs:
+            from .origins import differences
+
+            self.record.differs = [*differences(recipe, self.layers, self.flags, self.theirs)]
         self.config[verb] = fill(self.config[verb], {"${run}": str(self.run.folder), "${verb}": verb})
-        self.config[verb].ckpt_path = str(self.checkpoint) if self.checkpoint and self.way != "init_from" else None
+        self.config[verb].ckpt_path = None if self.way == "init_from" else self.checkpoint
 
     def instantiate_classes(self) -> None:
         """Raises what a constructor raised, which jsonargparse wraps into errors of its own about types."""
@@ -191,6 +199,11 @@ class CLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Adds our callbacks and metrics.csv to what is asked for, and drops what other settings rule out."""
+        options = self.record.config["model"].get("init_args", {})
+        if "num_classes" in options and hasattr(self.datamodule, "num_classes"):
+            given, expected = options.pop("num_classes"), self.datamodule.num_classes
+            if given not in (None, expected) and not self.theirs:
+                raise Mistake(f"model.num_classes: expected {expected}, which the data has, got {given}")
         config = self.config_init[self.subcommand]
         settings, named = config.trainer, config.callbacks
         theirs = settings.callbacks if isinstance(settings.callbacks, list) else [*filter(None, [settings.callbacks])]
@@ -201,7 +214,7 @@ class CLI(LightningCLI):
             kwargs.update(dict.fromkeys(BAREBONES.split()))
         elif settings.enable_progress_bar is not False and not any(isinstance(c, ProgressBar) for c in theirs):
             if sys.stdout.isatty():
-                callbacks.append(Bar())
+                callbacks.append(TQDMProgressBar())  # a rich one takes a tenth of a small step
             else:
                 callbacks.append(EpochLines())
                 kwargs["enable_progress_bar"] = False
@@ -210,6 +223,8 @@ class CLI(LightningCLI):
         elif not any(isinstance(callback, Checkpoint) for callback in callbacks):
             kwargs["enable_checkpointing"] = False  # else Lightning adds a ModelCheckpoint of its own
         trainer = super().instantiate_trainer(callbacks=callbacks, **kwargs)
+        if trainer.is_global_zero and self.record in callbacks and not settings.fast_dev_run:
+            self.run.lock()
         for callback in (c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)):
             if settings.fast_dev_run:
                 callback.save_last = False  # Lightning writes it even then
@@ -224,7 +239,7 @@ class CLI(LightningCLI):
         if self.checkpoint and self.way == "init_from":
             from .references import init_weights
 
-            for line in init_weights(self.model, self.checkpoint):
+            for line in init_weights(self.model, Path(self.checkpoint)):
                 rank_zero_only(print)(f"weights  {line}")
 
     def after_fit(self) -> None:
@@ -237,7 +252,7 @@ class CLI(LightningCLI):
             trainer.test(self.model, datamodule=self.datamodule, ckpt_path=str(best) if ours else None)
         if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        if trainer.global_step == self.record.begun_at:
+        if trainer.global_step == self.record.restored_step:
             print(f"done     nothing was left to train after step {trainer.global_step}")
         if epoch := getattr(named.early_stopping, "stopped_epoch", 0):
             print(f"stopped  after epoch {epoch}: {named.early_stopping.monitor} no longer gets better")

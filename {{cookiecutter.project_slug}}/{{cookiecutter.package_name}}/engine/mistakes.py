@@ -29,14 +29,7 @@ UNKNOWN = (
 
 
 def explain(error: BaseException, parser: LightningArgumentParser, layers: Sequence[str], flags: Sequence[str]) -> str:
-    """Rewrites what jsonargparse raised.
-
-    Args:
-        error: What it raised; notes on it or on its causes name the options of nested classes.
-        parser: A verb's parser, whose options are the others there are.
-        layers: The configuration, as files or JSON texts.
-        flags: The command line without verb and files.
-    """
+    """Rewrites what jsonargparse raised; notes on it or on its causes name the options of nested classes."""
     for file in (Path(layer) for layer in layers if not layer.startswith("{")):
         if problem := broken(file):
             return problem
@@ -62,11 +55,9 @@ def explain(error: BaseException, parser: LightningArgumentParser, layers: Seque
 
 def broken(file: Path) -> str:
     """What is wrong with a configuration file as a whole, if anything is."""
-    if file.is_dir():
-        return f"{shown(file)}: expected a file, got a folder"
-    if not file.exists():
-        others = [*file.parent.glob("*"), *(PROJECT / "configs").glob("*")]
-        return f"{shown(file)}: no such file{nearest(file.name, (other.name for other in others))}"
+    if not file.is_file():
+        near = nearest(file.name, (other.name for other in (*file.parent.glob("*"), *(PROJECT / "configs").glob("*"))))
+        return f"{shown(file)}: {'expected a file, got a folder' if file.is_dir() else f'no such file{near}'}"
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
     except UnicodeDecodeError as error:
@@ -135,11 +126,16 @@ def modules_of(error: BaseException) -> list[str]:
     return [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]
 
 
-def came_through_libraries(error: BaseException) -> bool:
-    """Whether Lightning raised an exception, and no code of the user's had a part in it."""
-    libraries = rf"({re.escape(str(__package__))}|lightning|jsonargparse|torch|contextlib)(\.|$)"
-    modules = modules_of(error)
-    return modules[-1].startswith("lightning.") and all(re.match(libraries, module) for module in modules)
+def of_lightning(error: BaseException) -> str:
+    """Lightning's words for settings that cannot be; nothing if they are not its own or the user's code had a part."""
+    libraries = rf"({re.escape(str(__package__))}|lightning|jsonargparse|torch|fsspec|contextlib)(\.|$)"
+    modules, lines = modules_of(error), [line.strip() for line in str(error).splitlines()]
+    if not all(re.match(libraries, module) for module in modules):
+        return ""
+    if lines and lines[0].startswith("Error(s) in loading state_dict for "):
+        kind, more = lines[0].split()[-1].rstrip(":"), f" (and {len(lines) - 2} more)" if lines[2:] else ""
+        return f"the checkpoint does not fit {kind}: {lines[1]}{more}"
+    return str(error) if modules[-1].startswith(("lightning.", "fsspec.")) else ""
 
 
 def origin(error: BaseException) -> BaseException:

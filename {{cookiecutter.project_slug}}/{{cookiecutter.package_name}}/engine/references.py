@@ -1,7 +1,9 @@
 """Checkpoints by reference: a file, a run (its best checkpoint), or `RUN:last`; and the models in them."""
 
 import os
+import re
 import sys
+import warnings
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
@@ -10,8 +12,7 @@ from zipfile import BadZipFile, ZipFile
 
 import torch
 from jsonargparse import ArgumentParser
-from lightning.pytorch import LightningModule
-from lightning.pytorch.cli import instantiate_module
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_only
 
 from . import Mistake, nearest
@@ -19,18 +20,13 @@ from .run import runs_root, shown
 
 
 def find_checkpoint(reference: str, root: Path, option: str) -> Path:
-    """Finds a checkpoint.
-
-    Args:
-        reference: A file, or the id or the folder of a run, with `:last` for its last checkpoint instead of its best.
-        root: Where runs are kept.
-        option: What the reference was given as, for the messages.
-
-    Raises:
-        Mistake: If there is no such file, no such run, or no checkpoint in the run.
-    """
+    """Finds a file, or the best checkpoint of a run given by id or folder, or with `:last` its last one."""
     if Path(reference).is_file():
         return Path(reference).absolute()
+    if reference.startswith("wandb:"):
+        if not re.fullmatch(r"wandb:([^/:]+/){2}[^/:]+:[^/:]+", reference):
+            raise Mistake(f"{option}: expected wandb:ENTITY/PROJECT/NAME:ALIAS, got {reference}")
+        raise Mistake(f"{option}: {reference} cannot be downloaded yet")
     name, _, which = reference.partition(":")
     if which not in ("", "last"):
         raise Mistake(f"{option}: expected a checkpoint file, RUN or RUN:last, got {reference}")
@@ -47,11 +43,7 @@ def find_checkpoint(reference: str, root: Path, option: str) -> Path:
 
 
 def find_run(reference: str, root: Path, option: str) -> Path:
-    """Finds the folder of a run by its id or path.
-
-    Raises:
-        Mistake: If there is none; names the nearest run.
-    """
+    """Finds the folder of a run by its id or path."""
     folder = next((folder for folder in (root / reference, Path(reference)) if reference and folder.is_dir()), None)
     if folder is None:
         hint = nearest(reference, (folder.name for folder in root.glob("*/")))
@@ -61,11 +53,7 @@ def find_run(reference: str, root: Path, option: str) -> Path:
 
 
 def newest_checkpoint(folder: Path) -> Path:
-    """The newest checkpoint of a run that is whole; says so if it is not the last.
-
-    Raises:
-        Mistake: If there is none.
-    """
+    """The newest checkpoint of a run that is whole; says so if it is not the last."""
     files = newest_first(folder / "checkpoints")
     whole = next(filter(is_whole, files), None)
     if whole is None:
@@ -83,11 +71,7 @@ def newest_first(folder: Path) -> list[Path]:
 
 
 def read_checkpoint(file: Path) -> dict[str, Any]:
-    """Reads a checkpoint, without running any code that it may hold.
-
-    Raises:
-        Mistake: If it cannot be read; names the newest one beside it that can.
-    """
+    """Reads a checkpoint, without running any code that it may hold."""
     try:
         content: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
         return content if "state_dict" in content else content["state_dict"]
@@ -107,11 +91,7 @@ def is_whole(file: Path) -> bool:
 
 
 def class_of(class_path: str) -> type[LightningModule]:
-    """Imports a model's class.
-
-    Raises:
-        Mistake: If there is no such class.
-    """
+    """Imports a model's class."""
     module, _, name = class_path.rpartition(".")
     try:
         found: type[LightningModule] = getattr(import_module(module), name)
@@ -137,21 +117,12 @@ def settings_of(checkpoint: Path) -> dict[str, Any]:
     return {"class_path": saved["_class_path"], "init_args": {k: v for k, v in options.items() if k not in old}}
 
 
-def way_on(verb: str, ways: list[str], reference: str, root: Path) -> tuple[Path, Path, list[str], dict[str, Any]]:
+def way_on(verb: str, ways: list[str], reference: str, root: Path) -> tuple[Path, str, list[str], dict[str, Any]]:
     """Finds the checkpoint to begin with, and exports the run's id if it is the same run that goes on.
-
-    Args:
-        verb: What is to be done.
-        ways: The options that were given; there must be one, and for other verbs than `fit` it must be `ckpt_path`.
-        reference: The value of the last of them.
-        root: Where runs are kept.
 
     Returns:
         Where this run is kept; the checkpoint; the configuration file of the checkpoint's run, if it lies in one; and
         the `model` section that the checkpoint itself holds, if it has one.
-
-    Raises:
-        Mistake: If the options do not go together, or there is no such checkpoint.
     """
     option = f"--{ways[-1]}"
     if ways[1:] or (verb != "fit" and ways != ["ckpt_path"]):
@@ -161,21 +132,41 @@ def way_on(verb: str, ways: list[str], reference: str, root: Path) -> tuple[Path
         if os.environ.setdefault("WANDB_RUN_ID", folder.name) != folder.name:
             raise Mistake(f"{option} names {folder.name}, WANDB_RUN_ID names {os.environ['WANDB_RUN_ID']}")
         root, checkpoint = folder.parent, newest_checkpoint(folder)
+    elif option == "--ckpt_path" and re.fullmatch(r"best|last|hpc|registry(:.*)?|\w+://.*", reference):
+        return root, reference, [], {}  # Lightning's own words
     else:
         checkpoint = find_checkpoint(reference, root, option)
     recipe, model = checkpoint.parent.parent / "config.yaml", settings_of(checkpoint)
-    return root, checkpoint, [str(recipe)] * recipe.is_file(), {"model": model} if model else {}
+    return root, str(checkpoint), [str(recipe)] * recipe.is_file(), {"model": model} if model else {}
 
 
-def check_learning_rate(options: dict[str, Any], checkpoint: Path) -> None:
-    """Refuses a new learning rate for a run that goes on: the optimizer's state holds the old one, and would win.
+def renew(trainer: Trainer, begun: dict[str, Any], checkpoint: dict[str, Any]) -> None:
+    """Has new options of optimizers and schedules take effect, where Lightning would restore the old ones.
 
-    Raises:
-        Mistake: If `options`, those of the model, have another `lr` than the checkpoint.
+    Schedules run anew up to the step of the checkpoint, so that a learning rate is what a fresh run would have there.
+    What the optimizers know of the gradients (Adam's moments) stays. `begun` comes from `begun_with`, and `checkpoint`
+    is changed before the trainer restores it.
     """
-    old = read_checkpoint(checkpoint).get("hyper_parameters", {}).get("lr")
-    if old is not None and options.get("lr", old) != old:
-        raise Mistake(f"model.lr: expected {old}, as the optimizer has it, got {options['lr']}; see --init_from")
+    before = checkpoint["callbacks"].get("Record", {}).get("begun")
+    if before is None or repr(before) == repr(begun):
+        return
+    if before["kinds"] != begun["kinds"]:
+        old, new = (" and ".join(kinds["kinds"]) for kinds in (before, begun))
+        raise Mistake(f"the optimizer's state: expected {old}, as it was saved, got {new}; see --init_from")
+    for config, state in zip(trainer.lr_scheduler_configs, checkpoint["lr_schedulers"], strict=True):
+        scheduler: Any = config.scheduler
+        if config.reduce_on_plateau or "last_epoch" not in state:
+            raise Mistake(f"{type(scheduler).__name__}: cannot go on with a new learning rate; see --init_from")
+        with warnings.catch_warnings(action="ignore"):  # of steps without the optimizer's
+            try:
+                for _ in range(state["last_epoch"]):
+                    scheduler.step()
+            except ValueError as error:  # OneCycleLR's, beyond its last step
+                raise Mistake(f"{type(scheduler).__name__}: {error}") from error
+        state.update(scheduler.state_dict())
+    for optimizer, state in zip(trainer.optimizers, checkpoint["optimizer_states"], strict=True):
+        for group, old in zip(optimizer.param_groups, state["param_groups"], strict=True):
+            old.update({name: value for name, value in group.items() if name != "params"})
 
 
 def load(reference: str) -> LightningModule:
@@ -191,21 +182,11 @@ def load(reference: str) -> LightningModule:
     model = settings_of(file)
     if not model:
         raise Mistake(f"{shown(file)}: does not say which class its model is of; use that class's load_from_checkpoint")
-    config = {"_class_path": model["class_path"], **model["init_args"]}
-    module = instantiate_module(class_of(model["class_path"]), config)
-    content = read_checkpoint(file)
-    module.configure_model()
-    module.on_load_checkpoint(content)
-    module.load_state_dict(content["state_dict"])
-    return module.eval()
+    return class_of(model["class_path"]).load_from_checkpoint(file, map_location="cpu").eval()
 
 
 def init_weights(module: LightningModule, checkpoint: Path) -> Iterator[str]:
-    """Copies the weights of a checkpoint that fit, and yields a line for what did not.
-
-    Raises:
-        Mistake: If none fits.
-    """
+    """Copies the weights of a checkpoint that fit, and yields a line for what did not."""
     module.configure_model()
     own, given = module.state_dict(), read_checkpoint(checkpoint)["state_dict"]
     fit = {name: value for name, value in given.items() if name in own and own[name].shape == value.shape}
@@ -213,10 +194,6 @@ def init_weights(module: LightningModule, checkpoint: Path) -> Iterator[str]:
         kind = type(module).__name__
         raise Mistake(f"--init_from: none of the {len(given)} tensors in {shown(checkpoint)} fits {kind}")
     module.load_state_dict(fit, strict=False)
-    for name in sorted(own.keys() | given.keys()):
-        if name not in given:
-            yield f"{name} stays as it was: the checkpoint has none"
-        elif name not in own:
-            yield f"{name} is left out: the model has none"
-        elif name not in fit:
-            yield f"{name} stays as it was: {tuple(own[name].shape)} here, {tuple(given[name].shape)} in the checkpoint"
+    for name in sorted((own.keys() | given.keys()) - fit.keys()):
+        here, there = (tuple(tensors[name].shape) if name in tensors else "none" for tensors in (own, given))
+        yield f"{name}: {here} here, {there} in the checkpoint"

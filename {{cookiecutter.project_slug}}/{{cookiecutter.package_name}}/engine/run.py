@@ -7,10 +7,12 @@ import secrets
 import shlex
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.utilities import rank_zero_only
 from torch.distributed import TCPStore
@@ -18,6 +20,7 @@ from torch.distributed import TCPStore
 from . import Mistake
 
 PROJECT = Path(__file__).resolve().parents[2]  # the folder of main.py
+LOCKS = ExitStack()
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,16 @@ class Run:
         os.environ.update(WANDB_DIR=str(folder), WANDB_DATA_DIR=str(folder / "wandb"))
         return cls(run_id, folder)
 
+    def lock(self) -> None:
+        """Makes the folder, and keeps other processes from working on the run until LOCKS is closed."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            LOCKS.enter_context(FileLock(self.folder / ".lock").acquire(timeout=0))
+        except Timeout as error:
+            raise Mistake(f"run {self.id}: another process is at work on it") from error
+        except (NotImplementedError, OSError):  # a file system without locks
+            pass
+
 
 def runs_root() -> Path:
     """Where runs are kept: RUNS_ROOT, or `runs` beside main.py."""
@@ -60,10 +73,6 @@ class MetricsFile(DummyLogger):
     """Writes every logged value, whatever the other loggers are, into a table: `step`, `epoch`, then by name.
 
     To the model it is the logger where there is no other: DummyLogger takes any call and ignores it.
-
-    Args:
-        file: The table.
-        write: Whether to; `fast_dev_run` wants nothing written.
     """
 
     def __init__(self, file: Path, write: bool) -> None:
@@ -78,7 +87,7 @@ class MetricsFile(DummyLogger):
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
-        if not self.write:
+        if not self.write:  # but under `fast_dev_run`
             return
         row = {"step": step, **{name: getattr(value, "item", lambda v=value: v)() for name, value in metrics.items()}}
         if self.file.exists() and set(row) <= set(self.columns):

@@ -92,10 +92,6 @@ def define_summaries(logger: Logger, metrics: Mapping[str, str]) -> None:
     """Has W&B's summary show the best value of each metric, if the logger is a WandbLogger.
 
     A name with a rule of its own is no longer under the rule for all names, `*`: hence its x axis once more.
-
-    Args:
-        logger: Any logger.
-        metrics: "min" or "max" by name.
     """
     if isinstance(logger, WandbLogger):
         for name, summary in metrics.items():
