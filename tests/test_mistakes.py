@@ -37,6 +37,10 @@ MISTAKES = {
     "fit --config": r"--config: expected one argument",
     "test --ckpt_path": r"--ckpt_path: expected one argument",
     FIT + "--ckpt_path=": r"--ckpt_path: expected a checkpoint file, RUN or RUN:last",
+    FIT + "--ckpt_path wandb:a/b": r"--ckpt_path: expected wandb:ENTITY/PROJECT/NAME:ALIAS, got wandb:a/b",
+    FIT + "--resume 123": r"--resume: expected a run, got 123",
+    FIT + "--init_from last": r"--init_from: expected a checkpoint file, RUN or RUN:last, got last",
+    FIT + "--model.num_classes 3": r"model.num_classes: expected 10, which the data has, got 3",
     FIT + "extra": r"unrecognized arguments: extra",
     "fit": r"--model: missing; give a configuration, such as --config configs/digits.yaml",
     # classes
@@ -76,6 +80,10 @@ FILES = {
     "ckpt_path: some.ckpt\n": r"ckpt_path: only as a flag",
     "runs_root: here\n": r"runs_root: only as a flag",
     "trainer: 3\n": r"file.yaml: trainer: expected options, got 3",
+    "trainer:\n  logger:\n    class_path: odd_duck.engine.wandb.Wandb\n    init_args:\n      group: 123\n": (
+        r"file.yaml: trainer.logger.init_args.group: expected str or null, got 123"  # an id that YAML reads as a number
+    ),
+    "trainer:\n  of_a_later_release: 3\n": r"file.yaml: trainer.of_a_later_release: no such option",
     "trainer:\n  - a\n b: c\n": r"file.yaml, line 3: ",
     "- a\n": r"file.yaml: expected sections such as `model:`, got \['a'\]",
     "": r"file.yaml: expected sections such as `model:`, got None",

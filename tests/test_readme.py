@@ -31,7 +31,7 @@ def test_a_training_command_trains(line: str, command: Commands, monkeypatch: py
     short = ["--trainer.limit_train_batches", "2", "--trainer.max_epochs", "1", "--trainer.log_every_n_steps", "1"]
     outcome = command([*shlex.split(line)[2:], *short])
     assert (outcome.code, outcome.err) == (0, ""), outcome.err
-    assert (outcome.run is None) == line.endswith("--print_config")
+    assert (outcome.run is None) == ("--print_config" in line)
 
 
 @pytest.mark.parametrize("flag", FLAGS)
