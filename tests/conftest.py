@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from command import Commands
 from cookiecutter.main import cookiecutter
+from wandb_server import WandbServer
 
 TEMPLATE = Path(__file__).parents[1]
 SOURCES = TEMPLATE / "{{cookiecutter.project_slug}}"
@@ -113,3 +114,12 @@ def command(bake: Bake, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Co
         yield Commands(importlib.import_module("main").main, project, home / "RUNS_ROOT")
         for name in [name for name in sys.modules if name == "main" or name.split(".")[0] == "odd_duck"]:
             del sys.modules[name]
+
+
+@pytest.fixture
+def wandb_server() -> Iterator[WandbServer]:
+    """A server that must have understood all that the test's clients sent."""
+    server = WandbServer()
+    yield server
+    server.close()
+    server.check()

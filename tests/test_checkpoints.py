@@ -292,7 +292,7 @@ def test_a_run_that_lives_is_left_alone_and_one_that_was_killed_goes_on(
         assert process.stdout is not None
         assert any(printed.startswith("epoch 2 ") for printed in process.stdout)
         (run,) = tmp_path.iterdir()
-        second = command(f"fit --resume {run}")
+        second = command(f"fit --resume {run} --trainer.max_epochs 1")
         monkeypatch.setenv("WANDB_RUN_ID", run.name)
         joined = command(f"test --ckpt_path {run} --runs_root {tmp_path}")
         monkeypatch.delenv("WANDB_RUN_ID")
