@@ -72,7 +72,7 @@ def env(tmp_path: Path) -> dict[str, str]:
     dropped = ("WANDB_", "PYTEST_", "COVERAGE_", "MAKE", "MFLAGS")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(dropped)}
     for name in ("HOME", "TMPDIR", "WANDB_CACHE_DIR", "WANDB_DATA_DIR", "WANDB_CONFIG_DIR"):
-        kept[name] = str(tmp_path / "environment" / name)
+        kept[name] = str(tmp_path / "e" / name.removeprefix("WANDB_")[:4])  # W&B names a socket in TMPDIR: short
         Path(kept[name]).mkdir(parents=True)
     return kept | {"WANDB_BASE_URL": "http://127.0.0.1:9"}  # nothing listens there: nothing is sent, even by mistake
 
