@@ -12,11 +12,14 @@ from typing import Any, Literal
 import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from . import Mistake, nearest
-from .run import Run, shown
+from .run import Run, commit, redacted, shown
 from .wandb import Wandb, define_summaries, summarize
+
+Rule = Literal["min", "max", "mean", "last"]
 
 
 @dataclass(eq=False)
@@ -27,10 +30,10 @@ class Summaries(Callback):
     A checkpoint holds what was best so far, for the same run to go on with.
 
     Args:
-        metrics: "min" or "max" by the metric's name.
+        metrics: By the metric's name what to show: "min", "max", "mean", "last", or a list of several.
     """
 
-    metrics: dict[str, Literal["min", "max"]] = field(default_factory=dict)
+    metrics: dict[str, Rule | list[Rule]] = field(default_factory=dict)
     best: dict[str, float] = field(default_factory=dict, init=False)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -40,7 +43,9 @@ class Summaries(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         monitor, mode = next(
             ((c.monitor, c.mode) for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and c.monitor),
-            next(iter(self.metrics.items()), ("", "")),
+            next(
+                ((n, rule) for n, rules in self.metrics.items() for rule in ("max", "min") if rule in rules), ("", "")
+            ),
         )
         values = {name: value.item() for name, value in trainer.callback_metrics.items()}
         now, before = values.get(monitor, math.nan), self.best.get(f"best/{monitor}")
@@ -136,6 +141,7 @@ class Record(Callback):
         self.run = run
         self.config = config
         self.checkpoint = checkpoint
+        self.command = ""
         self.done = False
         self.differs: list[str] = []
         self.begun: dict[str, Any] = {}
@@ -151,7 +157,7 @@ class Record(Callback):
             self.restored = {}
 
     def state_dict(self) -> dict[str, Any]:
-        return {"begun": self.begun}
+        return {"begun": self.begun, "config": self.config}
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Tells a ModelCheckpoint of this run where its files are now: the folder may have been moved."""
@@ -184,9 +190,12 @@ class Record(Callback):
             print(f"differs  {line}")
         print(f"model    {type(pl_module).__name__}, {weights:,} weights")
         print(f"device   {devices}")
+        config = self.config | ({"ckpt_path": self.checkpoint} if self.checkpoint else {})
+        config["run"] = {"command": self.command, "commit": commit(), "folder": str(self.run.folder)}
         for logger in trainer.loggers:
-            logger.log_hyperparams(self.config | ({"ckpt_path": self.checkpoint} if self.checkpoint else {}))
+            logger.log_hyperparams(config)
             if isinstance(logger, Wandb):
+                logger.uses(self.checkpoint or "")
                 print(f"W&B      {logger.state}", flush=True)
 
 
@@ -198,6 +207,20 @@ def begun_with(trainer: Trainer) -> dict[str, Any]:
     groups = [[{**group, "params": None} for group in optimizer.param_groups] for optimizer in trainer.optimizers]
     states = [config.scheduler.state_dict() for config in schedules]
     return copy.deepcopy({"kinds": kinds, "groups": groups, "schedules": states})
+
+
+class Checkpoints(TorchCheckpointIO):
+    """Writes a checkpoint without secrets, and beside its place until it is whole: there is never half of one."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+        content = {key: redacted(value) if "hyper_parameters" in key else value for key, value in checkpoint.items()}
+        if "://" in str(path):
+            return super().save_checkpoint(content, path, storage_options)
+        part = Path(path).with_suffix(".part")
+        super().save_checkpoint(content, part, storage_options)
+        with part.open("rb") as file:
+            os.fsync(file.fileno())
+        part.replace(path)
 
 
 class EpochLines(Callback):

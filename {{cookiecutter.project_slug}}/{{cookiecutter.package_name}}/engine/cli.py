@@ -5,6 +5,7 @@ import importlib.util
 import json
 import logging
 import os
+import shlex
 import sys
 import warnings
 from argparse import ArgumentError, ArgumentParser
@@ -17,12 +18,13 @@ from jsonargparse import Namespace
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, ProgressBar, TQDMProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from . import SECTIONS, VERBS, Mistake
-from .callbacks import Callbacks, EpochLines, NameCheck, Record
-from .run import LOCKS, PROJECT, MetricsFile, Run, runs_root, shown
+from .callbacks import Callbacks, Checkpoints, EpochLines, NameCheck, Record
+from .run import LOCKS, PROJECT, REDACTED, MetricsFile, Run, redacted, runs_root, shown
 from .wandb import Wandb, finish
 
 # What `trainer.barebones` wants left to itself.
@@ -41,6 +43,7 @@ def execute(words: Sequence[str]) -> None:
         if importlib.util.find_spec(name):
             importlib.import_module(name)
     environment, exit_code = dict(os.environ), 1
+    os.environ["WANDB_SILENT"] = "true"  # the lines on the screen are ours
     with warnings.catch_warnings():
         silence()
         try:
@@ -104,6 +107,7 @@ class CLI(LightningCLI):
 
     def __init__(self, args: list[str]) -> None:
         self.verb_parsers: list[LightningArgumentParser] = []
+        self.words = args
         super().__init__(args=args, parser_class=Parser, save_config_callback=None, auto_configure_optimizers=False)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -145,7 +149,7 @@ class CLI(LightningCLI):
                 from .references import way_on
 
                 self.way = ways[-1]
-                self.root, self.checkpoint, recipe, model = way_on(verb, ways, getattr(given, self.way), self.root)
+                self.root, self.checkpoint, recipe, model = way_on(verb, ways, given, self.root)
                 self.theirs = [json.dumps(model), *(recipe if self.way == "resume" else [])]
                 layers.insert(1 if verb == "fit" else len(layers), self.theirs[0])
                 layers[1:1] = recipe
@@ -172,6 +176,11 @@ class CLI(LightningCLI):
 
             print(commented(recipe, self.layers, self.flags, self.theirs))
             sys.exit(0)
+        if f'"{REDACTED}"' in json.dumps(recipe):
+            from .origins import options
+
+            name = next(name for name, value in options(recipe) if value == REDACTED)
+            raise Mistake(f"{name}: expected the secret itself, which no record holds, as a flag, --{name}")
         self.run = Run.start(self.root)
         if verb == "fit" and self.way != "resume" and list(self.run.folder.glob("checkpoints/*.ckpt")):
             if not any(os.environ.get(name, "0") != "0" for name in RESTARTED):
@@ -179,7 +188,9 @@ class CLI(LightningCLI):
             from .references import newest_checkpoint
 
             self.way, self.checkpoint = "resume", str(newest_checkpoint(self.run.folder))
-        self.record = Record(self.run, recipe, self.checkpoint)
+        self.record = Record(self.run, redacted(recipe), self.checkpoint)
+        pairs = zip(self.words, ["", *self.words], strict=False)
+        self.record.command = shlex.join(["main.py", *(hide(*pair) for pair in pairs)])
         if self.theirs:
             from .origins import differences
 
@@ -225,6 +236,8 @@ class CLI(LightningCLI):
         trainer = super().instantiate_trainer(callbacks=callbacks, **kwargs)
         if trainer.is_global_zero and self.record in callbacks and not settings.fast_dev_run:
             self.run.lock()
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            trainer.strategy.checkpoint_io = Checkpoints()
         for callback in (c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)):
             if settings.fast_dev_run:
                 callback.save_last = False  # Lightning writes it even then
@@ -267,6 +280,14 @@ class CLI(LightningCLI):
             reference = self.run.id if by_name else shown(best)
             print(f"saved    {shown(best)}")
             print(f"test     python {shown(PROJECT / 'main.py')} test --ckpt_path {reference}")
+
+
+def hide(word: str, before: str) -> str:
+    """A word of the command line, without the secret that it, or the flag before it, may hold."""
+    flag, equals, text = word.partition("=")
+    if flag.startswith("--"):
+        return f"{flag}{equals}{redacted(text, flag.split('.')[-1].strip('-'))}"
+    return "{...}" if word.startswith("{") else str(redacted(word, before.split(".")[-1].strip("-")))
 
 
 def fill(value: Any, names: dict[str, str]) -> Any:

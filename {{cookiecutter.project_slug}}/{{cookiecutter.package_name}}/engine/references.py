@@ -1,5 +1,6 @@
 """Checkpoints by reference: a file, a run (its best checkpoint), or `RUN:last`; and the models in them."""
 
+import json
 import os
 import re
 import sys
@@ -26,7 +27,9 @@ def find_checkpoint(reference: str, root: Path, option: str) -> Path:
     if reference.startswith("wandb:"):
         if not re.fullmatch(r"wandb:([^/:]+/){2}[^/:]+:[^/:]+", reference):
             raise Mistake(f"{option}: expected wandb:ENTITY/PROJECT/NAME:ALIAS, got {reference}")
-        raise Mistake(f"{option}: {reference} cannot be downloaded yet")
+        from .artifacts import download
+
+        return download(reference.removeprefix("wandb:"), root, option)
     name, _, which = reference.partition(":")
     if which not in ("", "last"):
         raise Mistake(f"{option}: expected a checkpoint file, RUN or RUN:last, got {reference}")
@@ -117,14 +120,14 @@ def settings_of(checkpoint: Path) -> dict[str, Any]:
     return {"class_path": saved["_class_path"], "init_args": {k: v for k, v in options.items() if k not in old}}
 
 
-def way_on(verb: str, ways: list[str], reference: str, root: Path) -> tuple[Path, str, list[str], dict[str, Any]]:
+def way_on(verb: str, ways: list[str], given: Any, root: Path) -> tuple[Path, str, list[str], dict[str, Any]]:
     """Finds the checkpoint to begin with, and exports the run's id if it is the same run that goes on.
 
     Returns:
-        Where this run is kept; the checkpoint; the configuration file of the checkpoint's run, if it lies in one; and
-        the `model` section that the checkpoint itself holds, if it has one.
+        Where this run is kept; the checkpoint; the configuration of the checkpoint's run, if it lies in one, or else
+        for want of any other the one that it holds; and the `model` section that it holds.
     """
-    option = f"--{ways[-1]}"
+    option, reference = f"--{ways[-1]}", getattr(given, ways[-1])
     if ways[1:] or (verb != "fit" and ways != ["ckpt_path"]):
         raise Mistake(f"{option}: is for fit, and instead of any other way on from a checkpoint")
     if option == "--resume":
@@ -137,7 +140,11 @@ def way_on(verb: str, ways: list[str], reference: str, root: Path) -> tuple[Path
     else:
         checkpoint = find_checkpoint(reference, root, option)
     recipe, model = checkpoint.parent.parent / "config.yaml", settings_of(checkpoint)
-    return root, str(checkpoint), [str(recipe)] * recipe.is_file(), {"model": model} if model else {}
+    layers = [str(recipe)] if recipe.is_file() else []
+    if not layers and not given.config and verb != "fit":
+        states = read_checkpoint(checkpoint).get("callbacks", {})
+        layers = [json.dumps(states[name]["config"]) for name in states if name == "Record"]
+    return root, str(checkpoint), layers, {"model": model} if model else {}
 
 
 def renew(trainer: Trainer, begun: dict[str, Any], checkpoint: dict[str, Any]) -> None:

@@ -5,6 +5,7 @@ import os
 import re
 import secrets
 import shlex
+import subprocess
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -21,6 +22,13 @@ from . import Mistake
 
 PROJECT = Path(__file__).resolve().parents[2]  # the folder of main.py
 LOCKS = ExitStack()
+REDACTED = "***"
+# Not `pad_token` or `max_tokens`: the words of a vocabulary are no secrets.
+SECRET = re.compile(
+    r"(^|_)(pass(word|wd|phrase)|secret|credentials?|(api|access|private|secret)_?key)$"
+    r"|^(\w+_)?(auth|access|api|hf|hub|bearer|refresh)_?token$|^token$",
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True)
@@ -62,6 +70,26 @@ class Run:
 def runs_root() -> Path:
     """Where runs are kept: RUNS_ROOT, or `runs` beside main.py."""
     return Path(os.environ.get("RUNS_ROOT") or PROJECT / "runs").expanduser().absolute()
+
+
+def commit() -> str | None:
+    """The commit that the project stands on; None outside of git."""
+    try:
+        command = ("git", "-C", str(PROJECT), "rev-parse", "HEAD")
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def redacted(value: Any, name: str = "") -> Any:
+    """The value without what goes by the name of a secret, and without passwords in URLs."""
+    if isinstance(value, dict):
+        return {key: redacted(item, str(key)) for key, item in value.items()}
+    if isinstance(value, list):
+        return [redacted(item, name) for item in value]
+    if isinstance(value, str):
+        return REDACTED if value and SECRET.search(name) else re.sub(r"(://[^/\s:@]*:)[^/\s@]+@", r"\1***@", value)
+    return value
 
 
 def shown(path: Path) -> str:

@@ -2,18 +2,38 @@
 
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import Logger, WandbLogger
-from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_only
 
+from . import Mistake
 from .run import shown
 
 if TYPE_CHECKING:
     from wandb import Run
+
+    from .artifacts import Uploads
+
+UPLOADS: "list[Uploads]" = []  # of this process's run, if it has any
+
+
+class Nothing:
+    """Stands for the W&B run on the ranks that have none: takes every call, attribute and key."""
+
+    def __getattr__(self, name: str) -> "Nothing":
+        return self
+
+    def __call__(self, *_: Any, **__: Any) -> "Nothing":
+        return self
+
+    __getitem__ = __setitem__ = __call__
+
+
+NOTHING = Nothing()
 
 
 class Wandb(WandbLogger):
@@ -27,7 +47,9 @@ class Wandb(WandbLogger):
         tags: Labels of the run.
         notes: Description of the run.
         job_type: Kind of the run.
-        log_model: Whether checkpoints become artifacts: `false`, `true` (at the end), `all` (as they are saved).
+        log_model: Whether checkpoints become artifacts: `false`, `true` (best and last at the end), `all` (each).
+        prune_models: Whether versions that are neither the best nor the latest any more are deleted from W&B.
+        config: Further keys of the run's configuration in W&B.
         save_dir: Folder in which W&B makes its own, `wandb/`; that of WANDB_DIR, the run's folder, if null.
         offline: Whether to send nothing; `wandb sync` can send it later.
     """
@@ -42,36 +64,83 @@ class Wandb(WandbLogger):
         notes: str | None = None,
         job_type: str | None = None,
         log_model: Literal["all"] | bool = False,
+        prune_models: bool = False,
+        config: dict[str, Any] | None = None,
         save_dir: str | None = None,
         offline: bool = False,
     ) -> None:
         save_dir = save_dir or os.environ.get("WANDB_DIR", ".")
-        super().__init__(name=name, save_dir=save_dir, project=project, log_model=log_model)
+        super().__init__(name=name, save_dir=save_dir, project=project)
         self._options: dict[str, Any] = {"project": project, "entity": entity, "name": name, "group": group}
-        self._options |= {"tags": tags, "notes": notes, "job_type": job_type, "dir": save_dir}
+        self._options |= {"tags": tags, "notes": notes, "job_type": job_type, "config": config, "dir": save_dir}
         self._send = not offline
         self._reason = ""
+        self._models, self._prune = log_model, prune_models
+        self._saved: dict[str, ModelCheckpoint] = {}
+        if rank_zero_only.rank:
+            import wandb
+
+            wandb.log = NOTHING
 
     @property
-    @rank_zero_experiment
     def experiment(self) -> "Run":
-        """The W&B run, begun when it is first asked for; on other ranks a stand-in that ignores all calls."""
+        """The W&B run, begun when it is first asked for; on other ranks a stand-in that does nothing."""
+        if rank_zero_only.rank:
+            return NOTHING  # type: ignore[return-value]
         if self._experiment is None:
             import wandb
 
-            if self._send and not os.environ.get("WANDB_MODE") and not wandb.login(prompt=False, verify=False):
-                self._send, self._reason = False, " (no key; to log in: wandb login)"
+            if self._send and os.environ.get("WANDB_MODE", "online") == "online":
+                self._reason = self._refusal()
             Path(self._options["dir"]).mkdir(parents=True, exist_ok=True)  # else W&B takes a temporary folder
             self._experiment = run = wandb.init(
                 **self._options,
                 id=os.environ.get("WANDB_RUN_ID"),
                 resume="allow",
-                mode=None if self._send else "offline",
-                settings=wandb.Settings(silent=True),  # the lines on the screen are ours
+                mode="offline" if self._reason or not self._send else None,
+                settings=wandb.Settings(save_code=True),  # with it goes the patch to the commit
             )
             run.define_metric("trainer/global_step")
             run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
         return self._experiment  # type: ignore[return-value]
+
+    def _refusal(self) -> str:
+        """Why W&B takes nothing from us, if so."""
+        import wandb
+
+        try:
+            reason = "" if wandb.login(prompt=False, verify=True) else "no key"
+        except wandb.errors.CommError as error:
+            reason = str(error)
+        if reason and os.environ.get("WANDB_MODE") == "online":
+            raise Mistake(f"W&B: {reason}; WANDB_MODE=online asks for it")
+        return reason and f" ({reason}; to log in: wandb login)"
+
+    def after_save_checkpoint(self, checkpoint_callback: ModelCheckpoint) -> None:
+        """Remembers what there is to upload, and has it uploaded at once if every checkpoint is."""
+        self._saved[checkpoint_callback.state_key] = checkpoint_callback
+        if self._models == "all":
+            self._upload()
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        """Has the best and the last checkpoint uploaded, however the run ended."""
+        if self._models:
+            self._upload()
+
+    def _upload(self) -> None:
+        from .artifacts import Uploads
+
+        if not UPLOADS:
+            UPLOADS.append(Uploads(self.experiment, Path(self._options["dir"]) / "uploads", self._prune))
+        for callback in self._saved.values():
+            UPLOADS[0].add(callback, self._models == "all")
+
+    def uses(self, file: str) -> None:
+        """Records that the run begins with a checkpoint, if it came from W&B."""
+        parts = Path(file).parts
+        if ".artifacts" in parts and not self.experiment.offline:
+            self.use_artifact(f"{'/'.join(parts[-5:-2])}:{parts[-2]}", "model")
 
     @property
     def place(self) -> str:
@@ -88,13 +157,14 @@ class Wandb(WandbLogger):
 
 
 @rank_zero_only
-def define_summaries(logger: Logger, metrics: Mapping[str, str]) -> None:
-    """Has W&B's summary show the best value of each metric, if the logger is a WandbLogger.
+def define_summaries(logger: Logger, metrics: Mapping[str, str | Sequence[str]]) -> None:
+    """Has W&B's summary show of each metric what its rules say, if the logger is a WandbLogger.
 
     A name with a rule of its own is no longer under the rule for all names, `*`: hence its x axis once more.
     """
     if isinstance(logger, WandbLogger):
-        for name, summary in metrics.items():
+        for name, rules in metrics.items():
+            summary = rules if isinstance(rules, str) else ",".join(rules)
             logger.experiment.define_metric(name, summary=summary, step_metric="trainer/global_step", step_sync=True)
 
 
@@ -107,9 +177,11 @@ def summarize(logger: Logger, values: Mapping[str, float]) -> None:
 
 def finish(exit_code: int) -> None:
     """Ends the W&B run of this process, if it has one, and W&B's session, so that a next run starts afresh."""
+    while UPLOADS:
+        UPLOADS.pop().close(timeout=60)
     if "wandb" in sys.modules:
         import wandb
 
         if wandb.run is not None:
             wandb.finish(exit_code=exit_code)
-            wandb.teardown()
+        wandb.teardown()
