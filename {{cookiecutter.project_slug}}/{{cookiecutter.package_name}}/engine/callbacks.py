@@ -17,7 +17,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from . import Mistake, nearest
 from .run import Run, commit, redacted, shown
-from .wandb import Wandb, define_summaries, summarize
+from .wandb import Wandb
 
 Rule = Literal["min", "max", "mean", "last"]
 
@@ -38,7 +38,8 @@ class Summaries(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         for logger in trainer.loggers:
-            define_summaries(logger, self.metrics)
+            if isinstance(logger, Wandb):
+                logger.define(self.metrics)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         monitor, mode = next(
@@ -57,7 +58,8 @@ class Summaries(Callback):
             self.best = {f"best/{name}": values[name] for name in dict.fromkeys((monitor, *names))}
             self.best["best/epoch"] = trainer.current_epoch
             for logger in trainer.loggers:
-                summarize(logger, self.best)
+                if isinstance(logger, Wandb):
+                    logger.experiment.summary.update(self.best)
 
     def state_dict(self) -> dict[str, Any]:
         return {"best": self.best, "run": os.environ.get("WANDB_RUN_ID")}

@@ -2,12 +2,11 @@
 
 import os
 import sys
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from . import Mistake
@@ -136,6 +135,15 @@ class Wandb(WandbLogger):
         for callback in self._saved.values():
             UPLOADS[0].add(callback, self._models == "all")
 
+    def define(self, metrics: dict[str, Any]) -> None:
+        """Has the summary show of each metric what its rules say, "max" or several of them.
+
+        A name with a rule of its own is no longer under the rule for all names, `*`: hence its x axis once more.
+        """
+        for name, rules in metrics.items():
+            summary = rules if isinstance(rules, str) else ",".join(rules)
+            self.experiment.define_metric(name, summary=summary, step_metric="trainer/global_step", step_sync=True)
+
     def uses(self, file: str) -> None:
         """Records that the run begins with a checkpoint, if it came from W&B."""
         parts = Path(file).parts
@@ -154,25 +162,6 @@ class Wandb(WandbLogger):
             return self.place
         folder = shown(Path(self.experiment.dir).parents[1])
         return f"offline{self._reason}; to see this run: wandb leet {folder}; to send it: wandb sync {self.place}"
-
-
-@rank_zero_only
-def define_summaries(logger: Logger, metrics: Mapping[str, str | Sequence[str]]) -> None:
-    """Has W&B's summary show of each metric what its rules say, if the logger is a WandbLogger.
-
-    A name with a rule of its own is no longer under the rule for all names, `*`: hence its x axis once more.
-    """
-    if isinstance(logger, WandbLogger):
-        for name, rules in metrics.items():
-            summary = rules if isinstance(rules, str) else ",".join(rules)
-            logger.experiment.define_metric(name, summary=summary, step_metric="trainer/global_step", step_sync=True)
-
-
-@rank_zero_only
-def summarize(logger: Logger, values: Mapping[str, float]) -> None:
-    """Writes values into W&B's summary, if the logger is a WandbLogger."""
-    if isinstance(logger, WandbLogger):
-        logger.experiment.summary.update(values)
 
 
 def finish(exit_code: int) -> None:
