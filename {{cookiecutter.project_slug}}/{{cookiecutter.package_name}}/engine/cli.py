@@ -10,7 +10,7 @@ import warnings
 from argparse import ArgumentError, ArgumentParser
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import yaml
 from jsonargparse import Namespace
@@ -18,7 +18,6 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, ProgressBar, TQDMProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_only
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from . import SECTIONS, VERBS, Mistake
 from .callbacks import Callbacks, EpochLines, NameCheck, Record
@@ -44,16 +43,9 @@ def execute(words: Sequence[str]) -> None:
     with warnings.catch_warnings():
         silence()
         try:
-            CLI(args=list(words))
+            CLI(args=list(words), parser_class=Parser, save_config_callback=None, auto_configure_optimizers=False)
             exit_code = 0
-        except (
-            FileNotFoundError,
-            ImportError,
-            MisconfigurationException,
-            RuntimeError,
-            TypeError,
-            ValueError,
-        ) as error:
+        except Exception as error:
             from .mistakes import of_lightning
 
             if message := of_lightning(error):
@@ -82,16 +74,9 @@ def silence() -> None:
 
 
 class Parser(LightningArgumentParser):
-    """Takes no abbreviated option, and raises where LightningCLI's parser prints its usage and exits."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **{**kwargs, "allow_abbrev": False})
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        raise ArgumentError(None, message) from ex
+    """Notes on what it raises which options there are, for a hint at the right one."""
 
     def validate(self, *args: Any, **kwargs: Any) -> None:
-        """Notes on what it raises which options there are, for a hint at the right one."""
         try:
             super().validate(*args, **kwargs)
         except (KeyError, TypeError) as error:
@@ -102,12 +87,11 @@ class Parser(LightningArgumentParser):
 class CLI(LightningCLI):
     """Runs one verb with any LightningModule and LightningDataModule."""
 
-    def __init__(self, args: list[str]) -> None:
-        self.verb_parsers: list[LightningArgumentParser] = []
-        super().__init__(args=args, parser_class=Parser, save_config_callback=None, auto_configure_optimizers=False)
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        return super().init_parser(allow_abbrev=False, exit_on_error=False, **kwargs)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        self.verb_parsers.append(parser)
+        self.verb_parser = parser  # any verb's, for all have these options
         parser.add_class_arguments(Callbacks, "callbacks")
         parser.add_argument("--runs_root", type=str | None, help=f"Folder of all runs, {runs_root()} if null.")
         parser.add_argument("--init_from", type=str | None, help="Checkpoint whose weights `fit` begins with.")
@@ -157,13 +141,13 @@ class CLI(LightningCLI):
         except (ArgumentError, OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             from .mistakes import explain
 
-            raise Mistake(explain(error, self.verb_parsers[0], layers, flags)) from error
+            raise Mistake(explain(error, self.verb_parser, layers, flags)) from error
 
     def before_instantiate_classes(self) -> None:
         """Gives the run its id and folder before anything is made that could need them."""
         verb = str(self.subcommand)
-        parser = dict(zip(self.subcommands(), self.verb_parsers, strict=True))[verb]
-        recipe = json.loads(parser.dump(self.config[verb], format="json", skip_unset=False, skip_link_targets=False))
+        text = self.parser.dump(self.config, format="json", skip_unset=False, skip_link_targets=False)
+        recipe = json.loads(text)[verb]
         for name in {*WAYS_ON, "runs_root"} & recipe.keys():
             if recipe.pop(name) is not None:
                 raise Mistake(f"{name}: only as a flag, --{name}")

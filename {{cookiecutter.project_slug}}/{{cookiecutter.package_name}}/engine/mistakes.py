@@ -14,6 +14,7 @@ import yaml
 from lightning.pytorch import Callback, LightningDataModule, LightningModule
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -26,6 +27,7 @@ UNKNOWN = (
     r"Group '(?P<group>.+?)' does not accept option '(?P<key>.+?)'",
     r"Option '(?P<key>.+?)' is not accepted",
 )
+WORDED = (FileNotFoundError, ImportError, MisconfigurationException, RuntimeError, TypeError, ValueError)
 
 
 def explain(error: BaseException, parser: LightningArgumentParser, layers: Sequence[str], flags: Sequence[str]) -> str:
@@ -130,7 +132,7 @@ def of_lightning(error: BaseException) -> str:
     """Lightning's words for settings that cannot be; nothing if they are not its own or the user's code had a part."""
     libraries = rf"({re.escape(str(__package__))}|lightning|jsonargparse|torch|fsspec|contextlib)(\.|$)"
     modules, lines = modules_of(error), [line.strip() for line in str(error).splitlines()]
-    if not all(re.match(libraries, module) for module in modules):
+    if not isinstance(error, WORDED) or not all(re.match(libraries, module) for module in modules):
         return ""
     if lines and lines[0].startswith("Error(s) in loading state_dict for "):
         kind, more = lines[0].split()[-1].rstrip(":"), f" (and {len(lines) - 2} more)" if lines[2:] else ""
