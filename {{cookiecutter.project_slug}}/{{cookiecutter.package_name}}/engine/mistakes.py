@@ -8,7 +8,6 @@ import re
 import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import yaml
 from lightning.pytorch import Callback, LightningDataModule, LightningModule
@@ -19,14 +18,10 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from . import SECTIONS, nearest
+from .origins import given, place_of
 from .run import PROJECT, shown
 
-UNKNOWN = (
-    r"unrecognized arguments: --(?P<key>[^\s=]+)",
-    r"Subcommand '\w+' does not accept option '(?P<key>.+?)'",
-    r"Group '(?P<group>.+?)' does not accept option '(?P<key>.+?)'",
-    r"Option '(?P<key>.+?)' is not accepted",
-)
+UNKNOWN = r"unrecognized arguments: --([^\s=]+)|(?:does not accept option|Option) '(.+?)'"
 WORDED = (FileNotFoundError, ImportError, MisconfigurationException, RuntimeError, TypeError, ValueError)
 
 
@@ -39,8 +34,8 @@ def explain(error: BaseException, parser: LightningArgumentParser, layers: Seque
     cause: BaseException | None = error
     while cause := cause and (cause.__cause__ or cause.__context__):
         names += [name for note in getattr(cause, "__notes__", []) for name in note.split()]
-    if found := next(filter(None, (re.search(pattern, message) for pattern in UNKNOWN)), None):
-        key = found["key"]
+    if found := re.search(UNKNOWN, message):
+        key = found[1] or found[2]
         leaf = key.rpartition(".")[2]
         if leaf == "class_path":
             return f"{place(key, layers, flags)}: expected nothing beside it but init_args, which holds the options"
@@ -103,24 +98,10 @@ def classes(option: str) -> Iterator[str]:
 
 def place(key: str, layers: Sequence[str], flags: Sequence[str]) -> str:
     """Where the user wrote `key`, of which only the end may be known: `--model.lr` or `x.yaml: model.init_args.lr`."""
-    for flag in flags:
-        name = flag.removeprefix("--").partition("=")[0].rstrip("+")
-        if flag.startswith("--") and f".{key}." in f".{name}.":
-            return f"--{name}"
-    for layer in reversed(layers):
-        inline = layer.startswith("{")
-        for name in keys(yaml.safe_load(layer if inline else Path(layer).read_text(encoding="utf-8"))):
-            if f".{name}".endswith(f".{key}"):
-                return f"{'JSON' if inline else shown(Path(layer))}: {name}"
+    for source, name, _ in reversed([*given(layers, flags, in_lists=True)]):
+        if found := re.match(rf"(.*?\.)?{re.escape(key)}(?=\.|$)", name):
+            return f"--{found[0]}" if source.startswith("--") else f"{place_of(source)}: {found[0]}"
     return key
-
-
-def keys(value: Any, name: str = "") -> Iterator[str]:
-    """The dotted names of all that is within `value`, whole sections too."""
-    parts = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    for key, item in parts:
-        yield f"{name}{key}"
-        yield from keys(item, f"{name}{key}.")
 
 
 def modules_of(error: BaseException) -> list[str]:
