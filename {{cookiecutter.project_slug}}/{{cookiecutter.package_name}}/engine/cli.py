@@ -25,9 +25,7 @@ from .run import LOCKS, PROJECT, MetricsFile, Run, runs_root, shown
 from .wandb import Wandb, finish
 
 # What `trainer.barebones` wants left to itself.
-BAREBONES = (
-    "logger log_every_n_steps num_sanity_val_steps enable_checkpointing enable_progress_bar enable_model_summary"
-)
+BAREBONES = ("logger", "log_every_n_steps", "num_sanity_val_steps", "enable_progress_bar", "enable_model_summary")
 ORIGINS = "--print_config=origins"
 WAYS_ON = ("ckpt_path", "init_from", "resume")
 RESTARTED = ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT", "WANDB_SWEEP_ID")  # a run goes on unasked
@@ -36,9 +34,8 @@ RESTARTED = ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT", "WANDB_SWEEP_I
 def execute(words: Sequence[str]) -> None:
     """Runs a command, ends its W&B run, and leaves environment and warnings as they were."""
     for room in ("data", "model"):  # so that their classes go by their names alone
-        name = f"{__package__.split('.')[0]}.{room}"
-        if importlib.util.find_spec(name):
-            importlib.import_module(name)
+        if importlib.util.find_spec(f"..{room}", __package__):
+            importlib.import_module(f"..{room}", __package__)
     environment, exit_code = dict(os.environ), 1
     with warnings.catch_warnings():
         silence()
@@ -114,13 +111,13 @@ class CLI(LightningCLI):
         self.checkpoint: str | None = None
         self.way = ""
         self.theirs: list[str] = []  # among the layers, what the checkpoint brought
-        layers, flags = [str(PROJECT / "configs" / "defaults.yaml")], rest
+        self.layers, self.flags = [str(PROJECT / "configs" / "defaults.yaml")], rest
         try:
-            given, flags = known.parse_known_args(rest)
+            given, self.flags = known.parse_known_args(rest)
             self.root = given.runs_root.expanduser().absolute()
             self.usual_root = self.root == runs_root()
-            layers += given.config
-            for file in (layer for layer in layers if not layer.startswith("{")):
+            self.layers += given.config
+            for file in (layer for layer in self.layers if not layer.startswith("{")):
                 parts = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
                 if not isinstance(parts, dict) or not all(isinstance(parts.get(name, {}), dict) for name in SECTIONS):
                     raise ArgumentError(None, "")  # an empty section would drop all that lies under it
@@ -128,20 +125,16 @@ class CLI(LightningCLI):
             if ways:
                 from .references import way_on
 
-                self.way = ways[-1]
-                self.root, self.checkpoint, recipe, model = way_on(verb, ways, getattr(given, self.way), self.root)
-                self.theirs = [json.dumps(model), *(recipe if self.way == "resume" else [])]
-                layers.insert(1 if verb == "fit" else len(layers), self.theirs[0])
-                layers[1:1] = recipe
-            if verb in VERBS[1:] and not self.checkpoint and not {"-h", "--help"} & set(flags):
+                self.way, reference = ways[-1], getattr(given, ways[-1])
+                self.root, self.checkpoint, self.theirs = way_on(verb, ways, reference, self.root, self.layers)
+            if verb in VERBS[1:] and not self.checkpoint and not {"-h", "--help"} & set(self.flags):
                 raise Mistake(f"{verb}: expected --ckpt_path RUN, or a checkpoint file; random weights are no result")
-            words = [verb, *(part for layer in layers for part in ("--config", layer)), *flags]
+            words = [verb, *(part for layer in self.layers for part in ("--config", layer)), *self.flags]
             self.config = parser.parse_args([word for word in words if word != ORIGINS])
-            self.layers, self.flags = layers, flags
         except (ArgumentError, OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             from .mistakes import explain
 
-            raise Mistake(explain(error, self.verb_parser, layers, flags)) from error
+            raise Mistake(explain(error, self.verb_parser, self.layers, self.flags)) from error
 
     def before_instantiate_classes(self) -> None:
         """Gives the run its id and folder before anything is made that could need them."""
@@ -168,7 +161,7 @@ class CLI(LightningCLI):
             from .origins import differences
 
             self.record.differs = [*differences(recipe, self.layers, self.flags, self.theirs)]
-        self.config[verb] = fill(self.config[verb], {"${run}": str(self.run.folder), "${verb}": verb})
+        self.config[verb] = fill(self.config[verb], run=str(self.run.folder), verb=verb)
         self.config[verb].ckpt_path = None if self.way == "init_from" else self.checkpoint
 
     def instantiate_classes(self) -> None:
@@ -195,7 +188,7 @@ class CLI(LightningCLI):
         callbacks = [self.record, *theirs, *ours]  # theirs first: what they log can be monitored
         if settings.barebones:
             callbacks = theirs
-            kwargs.update(dict.fromkeys(BAREBONES.split()))
+            kwargs.update(dict.fromkeys(BAREBONES))
         elif settings.enable_progress_bar is not False and not any(isinstance(c, ProgressBar) for c in theirs):
             if sys.stdout.isatty():
                 callbacks.append(TQDMProgressBar())  # a rich one takes a tenth of a small step
@@ -253,15 +246,12 @@ class CLI(LightningCLI):
             print(f"test     python {shown(PROJECT / 'main.py')} test --ckpt_path {reference}")
 
 
-def fill(value: Any, names: dict[str, str]) -> Any:
-    """Replaces each of `names` in all texts within `value`."""
+def fill(value: Any, run: str, verb: str) -> Any:
+    """Replaces `${run}` and `${verb}` in all texts within `value`."""
     if isinstance(value, str):
-        for name, text in names.items():
-            value = value.replace(name, text)
-    elif isinstance(value, Namespace):
-        value = Namespace(fill(vars(value), names))
-    elif isinstance(value, dict):
-        value = {key: fill(item, names) for key, item in value.items()}
-    elif isinstance(value, list):
-        value = [fill(item, names) for item in value]
-    return value
+        return value.replace("${run}", run).replace("${verb}", verb)
+    if isinstance(value, list):
+        return [fill(item, run, verb) for item in value]
+    if isinstance(value, dict):
+        return {key: fill(item, run, verb) for key, item in value.items()}
+    return Namespace(fill(vars(value), run, verb)) if isinstance(value, Namespace) else value

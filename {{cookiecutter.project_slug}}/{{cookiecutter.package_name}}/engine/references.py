@@ -1,5 +1,6 @@
 """Checkpoints by reference: a file, a run (its best checkpoint), or `RUN:last`; and the models in them."""
 
+import json
 import os
 import re
 import sys
@@ -117,12 +118,13 @@ def settings_of(checkpoint: Path) -> dict[str, Any]:
     return {"class_path": saved["_class_path"], "init_args": {k: v for k, v in options.items() if k not in old}}
 
 
-def way_on(verb: str, ways: list[str], reference: str, root: Path) -> tuple[Path, str, list[str], dict[str, Any]]:
+def way_on(verb: str, ways: list[str], reference: str, root: Path, layers: list[str]) -> tuple[Path, str, list[str]]:
     """Finds the checkpoint to begin with, and exports the run's id if it is the same run that goes on.
 
+    Puts into `layers` the configuration of the checkpoint's run, and what the checkpoint itself says of its model.
+
     Returns:
-        Where this run is kept; the checkpoint; the configuration file of the checkpoint's run, if it lies in one; and
-        the `model` section that the checkpoint itself holds, if it has one.
+        Where this run is kept; the checkpoint; those of the layers that it must agree with.
     """
     option = f"--{ways[-1]}"
     if ways[1:] or (verb != "fit" and ways != ["ckpt_path"]):
@@ -133,11 +135,14 @@ def way_on(verb: str, ways: list[str], reference: str, root: Path) -> tuple[Path
             raise Mistake(f"{option} names {folder.name}, WANDB_RUN_ID names {os.environ['WANDB_RUN_ID']}")
         root, checkpoint = folder.parent, newest_checkpoint(folder)
     elif option == "--ckpt_path" and re.fullmatch(r"best|last|hpc|registry(:.*)?|\w+://.*", reference):
-        return root, reference, [], {}  # Lightning's own words
+        return root, reference, []  # Lightning's own words
     else:
         checkpoint = find_checkpoint(reference, root, option)
-    recipe, model = checkpoint.parent.parent / "config.yaml", settings_of(checkpoint)
-    return root, str(checkpoint), [str(recipe)] * recipe.is_file(), {"model": model} if model else {}
+    file, model = checkpoint.parent.parent / "config.yaml", settings_of(checkpoint)
+    recipe, settings = [str(file)] * file.is_file(), json.dumps({"model": model} if model else {})
+    layers.insert(1 if verb == "fit" else len(layers), settings)
+    layers[1:1] = recipe
+    return root, str(checkpoint), [settings, *(recipe if option == "--resume" else [])]
 
 
 def renew(trainer: Trainer, begun: dict[str, Any], checkpoint: dict[str, Any]) -> None:
