@@ -6,8 +6,8 @@ import re
 import sys
 import warnings
 from collections.abc import Iterator
-from importlib import import_module
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 from zipfile import BadZipFile, ZipFile
 
@@ -45,12 +45,12 @@ def find_checkpoint(reference: str, root: Path, option: str) -> Path:
 
 def find_run(reference: str, root: Path, option: str) -> Path:
     """Finds the folder of a run by its id or path."""
-    folder = next((folder for folder in (root / reference, Path(reference)) if reference and folder.is_dir()), None)
-    if folder is None:
-        hint = nearest(reference, (folder.name for folder in root.glob("*/")))
-        expected = "a run" if option == "--resume" else "a checkpoint file, RUN or RUN:last"
-        raise Mistake(f"{option}: expected {expected}, got {reference}{hint}")
-    return folder.absolute()
+    for folder in (root / reference, Path(reference)):
+        if reference and folder.is_dir():
+            return folder.absolute()
+    hint = nearest(reference, (folder.name for folder in root.glob("*/")))
+    expected = "a run" if option == "--resume" else "a checkpoint file, RUN or RUN:last"
+    raise Mistake(f"{option}: expected {expected}, got {reference}{hint}")
 
 
 def newest_checkpoint(folder: Path) -> Path:
@@ -74,7 +74,7 @@ def newest_first(folder: Path) -> list[Path]:
 def read_checkpoint(file: Path) -> dict[str, Any]:
     """Reads a checkpoint, without running any code that it may hold."""
     try:
-        content: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
         return content if "state_dict" in content else content["state_dict"]
     except Exception as error:
         valid = next((other for other in newest_first(file.parent) if other != file and is_whole(other)), None)
@@ -93,12 +93,10 @@ def is_whole(file: Path) -> bool:
 
 def class_of(class_path: str) -> type[LightningModule]:
     """Imports a model's class."""
-    module, _, name = class_path.rpartition(".")
     try:
-        found: type[LightningModule] = getattr(import_module(module), name)
+        return resolve_name(class_path)
     except (ImportError, AttributeError, ValueError) as error:
         raise Mistake(f"the checkpoint's model is of a class that is not there, {class_path}: {error}") from error
-    return found
 
 
 def settings_of(checkpoint: Path) -> dict[str, Any]:
