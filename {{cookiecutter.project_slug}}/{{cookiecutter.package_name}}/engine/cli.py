@@ -17,7 +17,6 @@ from jsonargparse import Namespace
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, ProgressBar, TQDMProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.utilities import rank_zero_only
 
 from . import SECTIONS, VERBS, Mistake
 from .callbacks import Callbacks, EpochLines, NameCheck, Record
@@ -37,22 +36,23 @@ def execute(words: Sequence[str]) -> None:
         if importlib.util.find_spec(f"..{room}", __package__):
             importlib.import_module(f"..{room}", __package__)
     environment, exit_code = dict(os.environ), 1
-    with warnings.catch_warnings():
-        silence()
-        try:
-            CLI(args=list(words), parser_class=Parser, save_config_callback=None, auto_configure_optimizers=False)
-            exit_code = 0
-        except Exception as error:
-            from .mistakes import of_lightning
+    raised: Exception | None = None
+    try:
+        with warnings.catch_warnings(), LOCKS:
+            silence()
+            try:
+                CLI(args=list(words), save_config_callback=None, auto_configure_optimizers=False)
+                exit_code = 0
+            finally:
+                finish(exit_code)
+                os.environ.clear()
+                os.environ.update(environment)
+    except Exception as error:
+        raised = error
+    if raised:  # outside of `except`, so that a traceback does not show what was there first
+        from .mistakes import cause_of
 
-            if message := of_lightning(error):
-                raise Mistake(message) from error
-            raise
-        finally:
-            finish(exit_code)
-            LOCKS.close()
-            os.environ.clear()
-            os.environ.update(environment)
+        raise cause_of(raised)
 
 
 def silence() -> None:
@@ -68,17 +68,6 @@ def silence() -> None:
         r".*does not have many workers",  # data in memory needs none
     ):
         warnings.filterwarnings("ignore", message)
-
-
-class Parser(LightningArgumentParser):
-    """Notes on what it raises which options there are, for a hint at the right one."""
-
-    def validate(self, *args: Any, **kwargs: Any) -> None:
-        try:
-            super().validate(*args, **kwargs)
-        except (KeyError, TypeError) as error:
-            error.add_note(" ".join(self.get_defaults(skip_validation=True).keys()))
-            raise
 
 
 class CLI(LightningCLI):
@@ -164,16 +153,6 @@ class CLI(LightningCLI):
         self.config[verb] = fill(self.config[verb], run=str(self.run.folder), verb=verb)
         self.config[verb].ckpt_path = None if self.way == "init_from" else self.checkpoint
 
-    def instantiate_classes(self) -> None:
-        """Raises what a constructor raised, which jsonargparse wraps into errors of its own about types."""
-        try:
-            return super().instantiate_classes()
-        except Exception as error:
-            wrapped = error
-        from .mistakes import origin
-
-        raise origin(wrapped)
-
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Adds our callbacks and metrics.csv to what is asked for, and drops what other settings rule out."""
         options = self.record.config["model"].get("init_args", {})
@@ -190,15 +169,13 @@ class CLI(LightningCLI):
             callbacks = theirs
             kwargs.update(dict.fromkeys(BAREBONES))
         elif settings.enable_progress_bar is not False and not any(isinstance(c, ProgressBar) for c in theirs):
-            if sys.stdout.isatty():
-                callbacks.append(TQDMProgressBar())  # a rich one takes a tenth of a small step
-            else:
-                callbacks.append(EpochLines())
-                kwargs["enable_progress_bar"] = False
+            kwargs["enable_progress_bar"] = sys.stdout.isatty()
+            # Lightning's own bar, a rich one, takes a tenth of a small step.
+            callbacks.append(TQDMProgressBar() if sys.stdout.isatty() else EpochLines())
         if settings.enable_checkpointing is False:
             callbacks = [callback for callback in callbacks if not isinstance(callback, Checkpoint)]
-        elif not any(isinstance(callback, Checkpoint) for callback in callbacks):
-            kwargs["enable_checkpointing"] = False  # else Lightning adds a ModelCheckpoint of its own
+        # Without any, Lightning would add a ModelCheckpoint of its own.
+        kwargs["enable_checkpointing"] = any(isinstance(callback, Checkpoint) for callback in callbacks)
         trainer = super().instantiate_trainer(callbacks=callbacks, **kwargs)
         if trainer.is_global_zero and self.record in callbacks and not settings.fast_dev_run:
             self.run.lock()
@@ -216,8 +193,7 @@ class CLI(LightningCLI):
         if self.checkpoint and self.way == "init_from":
             from .references import init_weights
 
-            for line in init_weights(self.model, Path(self.checkpoint)):
-                rank_zero_only(print)(f"weights  {line}")
+            init_weights(self.model, Path(self.checkpoint))
 
     def after_fit(self) -> None:
         """Tests the best checkpoint if asked to, and says what the run left and how to go on."""

@@ -17,7 +17,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from . import SECTIONS, nearest
+from . import SECTIONS, Mistake, nearest
 from .origins import given, place_of
 from .run import PROJECT, shown
 
@@ -26,14 +26,17 @@ WORDED = (FileNotFoundError, ImportError, MisconfigurationException, RuntimeErro
 
 
 def explain(error: BaseException, parser: LightningArgumentParser, layers: Sequence[str], flags: Sequence[str]) -> str:
-    """Rewrites what jsonargparse raised; notes on it or on its causes name the options of nested classes."""
+    """Rewrites what jsonargparse raised; the parsers that it came through know the options of nested classes."""
     for file in (Path(layer) for layer in layers if not layer.startswith("{")):
         if problem := broken(file):
             return problem
-    message, names = str(error), list(parser.get_defaults(skip_validation=True).keys())
+    message, parsers = str(error), [parser]
     cause: BaseException | None = error
-    while cause := cause and (cause.__cause__ or cause.__context__):
-        names += [name for note in getattr(cause, "__notes__", []) for name in note.split()]
+    while cause:
+        selves = [frame.f_locals.get("self") for frame, _ in traceback.walk_tb(cause.__traceback__)]
+        parsers += [other for other in selves if isinstance(other, LightningArgumentParser)]
+        cause = cause.__cause__ or cause.__context__
+    names = [name for one in dict.fromkeys(parsers) for name, _ in one.get_defaults(skip_validation=True).items()]
     if found := re.search(UNKNOWN, message):
         key = found[1] or found[2]
         leaf = key.rpartition(".")[2]
@@ -109,20 +112,22 @@ def modules_of(error: BaseException) -> list[str]:
     return [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]
 
 
-def of_lightning(error: BaseException) -> str:
-    """Lightning's words for settings that cannot be; nothing if they are not its own or the user's code had a part."""
-    libraries = rf"({re.escape(str(__package__))}|lightning|jsonargparse|torch|fsspec|contextlib)(\.|$)"
-    modules, lines = modules_of(error), [line.strip() for line in str(error).splitlines()]
-    if not isinstance(error, WORDED) or not all(re.match(libraries, module) for module in modules):
-        return ""
-    if lines and lines[0].startswith("Error(s) in loading state_dict for "):
-        kind, more = lines[0].split()[-1].rstrip(":"), f" (and {len(lines) - 2} more)" if lines[2:] else ""
-        return f"the checkpoint does not fit {kind}: {lines[1]}{more}"
-    return str(error) if modules[-1].startswith(("lightning.", "fsspec.")) else ""
+def cause_of(error: BaseException) -> BaseException:
+    """What to raise for an error: a Mistake for settings that cannot be, in Lightning's words, or the user's own error.
 
-
-def origin(error: BaseException) -> BaseException:
-    """What a constructor raised, out of the errors that jsonargparse wraps it in."""
+    It is the user's if their code had a part in it. What a constructor raised is wrapped by jsonargparse.
+    """
     while error.__cause__ is not None and modules_of(error)[-1].startswith("jsonargparse"):
         error = error.__cause__
-    return error
+    libraries = rf"({re.escape(str(__package__))}|lightning|jsonargparse|torch|fsspec|contextlib)(\.|$)"
+    modules, (message, *lines) = modules_of(error), [line.strip() for line in str(error).splitlines()] or [""]
+    if lines and message.startswith("Error(s) in loading state_dict for "):
+        kind, more = message.split()[-1].rstrip(":"), f" (and {len(lines) - 1} more)" if lines[1:] else ""
+        message = f"the checkpoint does not fit {kind}: {lines[0]}{more}"
+    else:
+        message = str(error) if modules[-1].startswith(("lightning.", "fsspec.")) else ""
+    if not message or not isinstance(error, WORDED) or not all(re.match(libraries, module) for module in modules):
+        return error
+    mistake = Mistake(message)
+    mistake.__cause__ = error
+    return mistake

@@ -5,7 +5,6 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
@@ -188,8 +187,8 @@ def load(reference: str) -> LightningModule:
     return class_of(model["class_path"]).load_from_checkpoint(file, map_location="cpu").eval()
 
 
-def init_weights(module: LightningModule, checkpoint: Path) -> Iterator[str]:
-    """Copies the weights of a checkpoint that fit, and yields a line for what did not."""
+def init_weights(module: LightningModule, checkpoint: Path) -> None:
+    """Copies the weights of a checkpoint that fit, and prints a line for what did not."""
     module.configure_model()
     own, given = module.state_dict(), read_checkpoint(checkpoint)["state_dict"]
     fit = {name: value for name, value in given.items() if name in own and own[name].shape == value.shape}
@@ -199,4 +198,4 @@ def init_weights(module: LightningModule, checkpoint: Path) -> Iterator[str]:
     module.load_state_dict(fit, strict=False)
     for name in sorted((own.keys() | given.keys()) - fit.keys()):
         here, there = (tuple(tensors[name].shape) if name in tensors else "none" for tensors in (own, given))
-        yield f"{name}: {here} here, {there} in the checkpoint"
+        rank_zero_only(print)(f"weights  {name}: {here} here, {there} in the checkpoint")
