@@ -320,7 +320,7 @@ def test_no_secret_is_written_down(machine: Machine) -> None:
     flags = f"main.py fit --config secrets.yaml --model.hub_token={SECRET} --model.hub_token {SECRET}{BRIEF}"
     machine(f"{flags} --trainer.logger.name again")
     again = next(run for run in machine.server.runs.values() if run.name == "again")
-    assert "--model.hub_token=*** --model.hub_token *** " in again.config["run"]["command"].replace("'", "")
+    assert "--model.hub_token *** --model.hub_token *** " in again.config["run"]["command"].replace("'", "")
 
 
 @pytest.mark.parametrize(
@@ -358,17 +358,6 @@ def test_the_summary_shows_what_its_rules_say_several_at_once(
     assert run.summary["val/loss"] == expected
     assert run.summary["train/loss"] == {"last": values["train/loss"][-1]}
     assert run.metrics["train/loss"].step == "trainer/global_step"
-
-
-def test_superseded_versions_go_if_asked(online: WandbServer, command: Commands) -> None:
-    line = "fit --config @digits --trainer.max_epochs 4 --trainer.logger.log_model all"
-    outcome = command(f"{line} --trainer.logger.prune_models true")
-    assert (outcome.code, outcome.err) == (0, ""), outcome
-    assert outcome.run is not None
-    left = [aliases for aliases, artifact in versions(online, outcome.run.name) if artifact.state != "DELETED"]
-    assert 1 <= len(left) <= 2
-    assert all(left)
-    assert {alias for aliases in left for alias in aliases} == {"best", "latest"}
 
 
 def test_an_offline_run_is_whole_once_it_is_synced(command: Commands, online: WandbServer) -> None:

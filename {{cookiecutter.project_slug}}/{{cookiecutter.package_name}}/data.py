@@ -42,8 +42,7 @@ class Digits(LightningDataModule):
         images = torch.as_tensor(pixels, dtype=torch.float32).reshape(-1, 1, 8, 8) / 16  # grey levels are 0 to 16
         labels = torch.as_tensor(classes, dtype=torch.long)
         order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(self.split_seed))
-        parts = (Images(images[part], labels[part]) for part in order.split([1257, 180, 360]))
-        self.train, self.val, self.test = parts
+        self.train, self.val, self.test = (Images(images[part], labels[part]) for part in order.split([1257, 180, 360]))
 
     def train_dataloader(self) -> DataLoader[Batch]:
         return self._loader(self.train, shuffle=True, drop_last=True)
@@ -54,8 +53,7 @@ class Digits(LightningDataModule):
     def test_dataloader(self) -> DataLoader[Batch]:
         return self._loader(self.test)
 
-    def predict_dataloader(self) -> DataLoader[Batch]:
-        return self._loader(self.test)
+    predict_dataloader = test_dataloader
 
     def _loader(self, images: Images, shuffle: bool = False, drop_last: bool = False) -> DataLoader[Batch]:
         return DataLoader(

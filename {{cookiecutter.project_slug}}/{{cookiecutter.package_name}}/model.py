@@ -50,8 +50,7 @@ class Classifier(LightningModule):
 
     def forward(self, images: Tensor) -> Tensor:
         """Maps images (B, 1, 8, 8) to logits (B, num_classes)."""
-        logits: Tensor = self.network(images)
-        return logits
+        return self.network(images)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         images, labels = batch

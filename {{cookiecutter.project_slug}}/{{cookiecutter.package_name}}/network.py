@@ -27,5 +27,4 @@ class ConvNet(nn.Sequential):
 
     def forward(self, images: Tensor) -> Tensor:
         """Maps images (B, 1, 8, 8) to logits (B, num_classes)."""
-        logits: Tensor = super().forward(images)
-        return logits
+        return super().forward(images)

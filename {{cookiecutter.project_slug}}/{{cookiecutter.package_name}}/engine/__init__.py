@@ -11,12 +11,10 @@ SECTIONS = ("trainer", "callbacks")  # of a configuration, that are options and 
 class Mistake(SystemExit):
     """What is wrong with a command: shown as one line without a traceback; the exit code is 2."""
 
-    def __init__(self, message: str) -> None:
-        super().__init__(2)
-        self.message = " ".join(message.split())
+    code = 2
 
     def __str__(self) -> str:
-        return self.message
+        return " ".join(str(self.args[0]).split())
 
 
 def nearest(name: str, names: Iterable[str]) -> str:

@@ -27,8 +27,9 @@ class Uploads:
     and its alias. It goes when W&B has it; while the run is offline, `wandb sync` needs it.
     """
 
-    def __init__(self, run: "Run", folder: Path, prune: bool) -> None:
-        self.run, self.folder, self.prune = run, folder, prune
+    def __init__(self, run: "Run", folder: Path, every: bool) -> None:
+        self.run, self.folder, self.every = run, folder, every
+        self.saved: dict[str, ModelCheckpoint] = {}
         self.seen: set[tuple[Path, int]] = set()
         self.step = -1  # of the version that is the latest
         self.queue: SimpleQueue[Path | None] = SimpleQueue()
@@ -37,9 +38,14 @@ class Uploads:
         self.thread = Thread(target=self._work, daemon=True)
         self.thread.start()
 
-    def add(self, saved: ModelCheckpoint, every: bool) -> None:
-        """Takes what a callback has saved since the last time: its best and last checkpoint, or every one."""
-        names = [*(saved.best_k_models if every else ()), saved.best_model_path, saved.last_model_path]
+    def add(self, saved: ModelCheckpoint) -> None:
+        """Takes what a callback has saved: every checkpoint at once, or its best and its last one at the end."""
+        self.saved[saved.state_key] = saved
+        if self.every:
+            self._take(saved)
+
+    def _take(self, saved: ModelCheckpoint) -> None:
+        names = [*(saved.best_k_models if self.every else ()), saved.best_model_path, saved.last_model_path]
         for file in (Path(name).resolve() for name in dict.fromkeys(names) if name and Path(name).is_file()):
             if (mark := (file, file.stat().st_mtime_ns)) in self.seen:
                 continue
@@ -54,7 +60,9 @@ class Uploads:
             self.queue.put(kept)
 
     def close(self, timeout: float) -> None:
-        """Waits for what is still to be delivered, so many seconds at most."""
+        """Takes what is left, and waits for its delivery so many seconds at most."""
+        for saved in self.saved.values():
+            self._take(saved)
         self.queue.put(None)
         self.thread.join(timeout)
 
@@ -69,21 +77,17 @@ class Uploads:
         content = read_checkpoint(file)
         if alias == "best" or content["global_step"] != self.step:  # else it is the best one once more
             self.step = content["global_step"]
-            saved = next((state for name, state in content["callbacks"].items() if "ModelCheckpoint" in name), {})
-            about = {"monitor": saved.get("monitor"), "score": saved.get("current_score"), "commit": commit()}
-            about["score"] = None if about["score"] is None else float(about["score"])
-            about |= {"epoch": content["epoch"], "step": self.step}
+            about = {"epoch": content["epoch"], "step": self.step, "commit": commit()}
             about["class_path"] = content.get("hyper_parameters", {}).get("_class_path")
+            for name, state in content["callbacks"].items():
+                if "ModelCheckpoint" in name and state["current_score"] is not None:
+                    about |= {"monitor": state["monitor"], "score": float(state["current_score"])}
             artifact = wandb.Artifact(f"model-{self.run.id}", "model", metadata=about)
             artifact.add_file(str(file), "model.ckpt", policy="immutable")
             self.run.log_artifact(artifact, aliases=["latest", alias])
             if self.run.offline:
                 return
             artifact.wait()
-            collection = f"{self.run.entity}/{self.run.project}/{artifact.source_collection.name}"
-            for old in wandb.Api().artifacts("model", collection) if self.prune else ():
-                if not old.aliases:
-                    old.delete()
         file.unlink()
 
 

@@ -97,18 +97,16 @@ class NameCheck(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not is_overridden("on_train_epoch_end", pl_module):  # the model's own comes after this, and may log
-            self._judge_all(trainer)
+            self._judge(trainer, final=True)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.callback_metrics:
-            self._judge_all(trainer)
-
-    def _judge_all(self, trainer: Trainer) -> None:
-        if not self.done and (self.validated or not trainer.enable_validation):
             self._judge(trainer, final=True)
-            self.done = True
 
     def _judge(self, trainer: Trainer, final: bool) -> None:
+        if self.done or (final and trainer.enable_validation and not self.validated):
+            return
+        self.done = final
         logged = sorted(trainer.callback_metrics)
         for option, name in self._names(trainer):
             near = [other for other in logged if name.startswith(other) or other.startswith(name)]
@@ -162,17 +160,10 @@ class Record(Callback):
         return {"begun": self.begun, "config": self.config}
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Tells a ModelCheckpoint of this run where its files are now: the folder may have been moved."""
+        from .references import adapt
+
         self.restored, self.restored_step = checkpoint, checkpoint["global_step"]
-        for callback in trainer.early_stopping_callbacks:  # whose state would overrule a new patience
-            checkpoint["callbacks"].get(callback.state_key, {})["patience"] = callback.patience
-        here = str(self.run.folder / "checkpoints")
-        for state in checkpoint["callbacks"].values():
-            before = state.get("dirpath") if isinstance(state, dict) else None
-            if before and self.checkpoint and Path(self.checkpoint).is_relative_to(self.run.folder):
-                for key, value in state.items():
-                    state[key] = value.replace(before, here) if isinstance(value, str) else value
-                state["best_k_models"] = {k.replace(before, here): v for k, v in state["best_k_models"].items()}
+        adapt(trainer, self.run, self.checkpoint, checkpoint)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if self.done or trainer.fast_dev_run or not trainer.is_global_zero:  # type: ignore[attr-defined]
@@ -229,14 +220,10 @@ class EpochLines(Callback):
     """Prints a line for each validation, or epoch without one, where there is no terminal to draw a bar in."""
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not trainer.sanity_checking:
-            self._print(trainer)
+        if trainer.is_global_zero and trainer.state.fn == "fit" and not trainer.sanity_checking:
+            values = "  ".join(f"{name} {value:.4g}" for name, value in sorted(trainer.callback_metrics.items()))
+            print(f"epoch {trainer.current_epoch:<3} step {trainer.global_step:<6} {values}", flush=True)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.enable_validation:
-            self._print(trainer)
-
-    def _print(self, trainer: Trainer) -> None:
-        if trainer.is_global_zero and trainer.state.fn == "fit":
-            values = "  ".join(f"{name} {value:.4g}" for name, value in sorted(trainer.callback_metrics.items()))
-            print(f"epoch {trainer.current_epoch:<3} step {trainer.global_step:<6} {values}", flush=True)
+            self.on_validation_end(trainer, pl_module)

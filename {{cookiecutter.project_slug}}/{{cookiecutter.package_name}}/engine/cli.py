@@ -11,7 +11,7 @@ import warnings
 from argparse import ArgumentError, ArgumentParser
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import yaml
 from jsonargparse import Namespace
@@ -19,8 +19,6 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, ProgressBar, TQDMProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.plugins.io import TorchCheckpointIO
-from lightning.pytorch.utilities import rank_zero_only
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from . import SECTIONS, VERBS, Mistake
 from .callbacks import Callbacks, Checkpoints, EpochLines, NameCheck, Record
@@ -28,45 +26,35 @@ from .run import LOCKS, PROJECT, REDACTED, MetricsFile, Run, redacted, runs_root
 from .wandb import Wandb, finish
 
 # What `trainer.barebones` wants left to itself.
-BAREBONES = (
-    "logger log_every_n_steps num_sanity_val_steps enable_checkpointing enable_progress_bar enable_model_summary"
-)
+BAREBONES = ("logger", "log_every_n_steps", "num_sanity_val_steps", "enable_progress_bar", "enable_model_summary")
 ORIGINS = "--print_config=origins"
 WAYS_ON = ("ckpt_path", "init_from", "resume")
-RESTARTED = ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT", "WANDB_SWEEP_ID")  # a run goes on unasked
 
 
 def execute(words: Sequence[str]) -> None:
     """Runs a command, ends its W&B run, and leaves environment and warnings as they were."""
     for room in ("data", "model"):  # so that their classes go by their names alone
-        name = f"{__package__.split('.')[0]}.{room}"
-        if importlib.util.find_spec(name):
-            importlib.import_module(name)
+        if importlib.util.find_spec(f"..{room}", __package__):
+            importlib.import_module(f"..{room}", __package__)
     environment, exit_code = dict(os.environ), 1
     os.environ["WANDB_SILENT"] = "true"  # the lines on the screen are ours
-    with warnings.catch_warnings():
-        silence()
-        try:
-            CLI(args=list(words))
-            exit_code = 0
-        except (
-            FileNotFoundError,
-            ImportError,
-            MisconfigurationException,
-            RuntimeError,
-            TypeError,
-            ValueError,
-        ) as error:
-            from .mistakes import of_lightning
+    raised: Exception | None = None
+    try:
+        with warnings.catch_warnings(), LOCKS:
+            silence()
+            try:
+                CLI(args=list(words), save_config_callback=None, auto_configure_optimizers=False)
+                exit_code = 0
+            finally:
+                finish(exit_code)
+                os.environ.clear()
+                os.environ.update(environment)
+    except Exception as error:
+        raised = error
+    if raised:  # outside of `except`, so that a traceback does not show what was there first
+        from .mistakes import cause_of
 
-            if message := of_lightning(error):
-                raise Mistake(message) from error
-            raise
-        finally:
-            finish(exit_code)
-            LOCKS.close()
-            os.environ.clear()
-            os.environ.update(environment)
+        raise cause_of(raised)
 
 
 def silence() -> None:
@@ -84,34 +72,14 @@ def silence() -> None:
         warnings.filterwarnings("ignore", message)
 
 
-class Parser(LightningArgumentParser):
-    """Takes no abbreviated option, and raises where LightningCLI's parser prints its usage and exits."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **{**kwargs, "allow_abbrev": False})
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        raise ArgumentError(None, message) from ex
-
-    def validate(self, *args: Any, **kwargs: Any) -> None:
-        """Notes on what it raises which options there are, for a hint at the right one."""
-        try:
-            super().validate(*args, **kwargs)
-        except (KeyError, TypeError) as error:
-            error.add_note(" ".join(self.get_defaults(skip_validation=True).keys()))
-            raise
-
-
 class CLI(LightningCLI):
     """Runs one verb with any LightningModule and LightningDataModule."""
 
-    def __init__(self, args: list[str]) -> None:
-        self.verb_parsers: list[LightningArgumentParser] = []
-        self.words = args
-        super().__init__(args=args, parser_class=Parser, save_config_callback=None, auto_configure_optimizers=False)
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        return super().init_parser(allow_abbrev=False, exit_on_error=False, **kwargs)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        self.verb_parsers.append(parser)
+        self.verb_parser = parser  # any verb's, for all have these options
         parser.add_class_arguments(Callbacks, "callbacks")
         parser.add_argument("--runs_root", type=str | None, help=f"Folder of all runs, {runs_root()} if null.")
         parser.add_argument("--init_from", type=str | None, help="Checkpoint whose weights `fit` begins with.")
@@ -125,6 +93,7 @@ class CLI(LightningCLI):
         The `model` section in a checkpoint lies under the files for `fit`, which trains what it is now asked for, and
         over them for the other verbs, which evaluate the model as it was trained.
         """
+        self.words = args
         verb, *rest = args
         known = ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
         known.add_argument("-c", "--config", action="append", default=[])
@@ -134,13 +103,13 @@ class CLI(LightningCLI):
         self.checkpoint: str | None = None
         self.way = ""
         self.theirs: list[str] = []  # among the layers, what the checkpoint brought
-        layers, flags = [str(PROJECT / "configs" / "defaults.yaml")], rest
+        self.layers, self.flags = [str(PROJECT / "configs" / "defaults.yaml")], rest
         try:
-            given, flags = known.parse_known_args(rest)
+            given, self.flags = known.parse_known_args(rest)
             self.root = given.runs_root.expanduser().absolute()
             self.usual_root = self.root == runs_root()
-            layers += given.config
-            for file in (layer for layer in layers if not layer.startswith("{")):
+            self.layers += given.config
+            for file in (layer for layer in self.layers if not layer.startswith("{")):
                 parts = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
                 if not isinstance(parts, dict) or not all(isinstance(parts.get(name, {}), dict) for name in SECTIONS):
                     raise ArgumentError(None, "")  # an empty section would drop all that lies under it
@@ -149,25 +118,21 @@ class CLI(LightningCLI):
                 from .references import way_on
 
                 self.way = ways[-1]
-                self.root, self.checkpoint, recipe, model = way_on(verb, ways, given, self.root)
-                self.theirs = [json.dumps(model), *(recipe if self.way == "resume" else [])]
-                layers.insert(1 if verb == "fit" else len(layers), self.theirs[0])
-                layers[1:1] = recipe
-            if verb in VERBS[1:] and not self.checkpoint and not {"-h", "--help"} & set(flags):
+                self.root, self.checkpoint, self.theirs = way_on(verb, ways, given, self.root, self.layers)
+            if verb in VERBS[1:] and not self.checkpoint and not {"-h", "--help"} & set(self.flags):
                 raise Mistake(f"{verb}: expected --ckpt_path RUN, or a checkpoint file; random weights are no result")
-            words = [verb, *(part for layer in layers for part in ("--config", layer)), *flags]
+            words = [verb, *(part for layer in self.layers for part in ("--config", layer)), *self.flags]
             self.config = parser.parse_args([word for word in words if word != ORIGINS])
-            self.layers, self.flags = layers, flags
         except (ArgumentError, OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             from .mistakes import explain
 
-            raise Mistake(explain(error, self.verb_parsers[0], layers, flags)) from error
+            raise Mistake(explain(error, self.verb_parser, self.layers, self.flags)) from error
 
     def before_instantiate_classes(self) -> None:
         """Gives the run its id and folder before anything is made that could need them."""
         verb = str(self.subcommand)
-        parser = dict(zip(self.subcommands(), self.verb_parsers, strict=True))[verb]
-        recipe = json.loads(parser.dump(self.config[verb], format="json", skip_unset=False, skip_link_targets=False))
+        text = self.parser.dump(self.config, format="json", skip_unset=False, skip_link_targets=False)
+        recipe = json.loads(text)[verb]
         for name in {*WAYS_ON, "runs_root"} & recipe.keys():
             if recipe.pop(name) is not None:
                 raise Mistake(f"{name}: only as a flag, --{name}")
@@ -177,36 +142,25 @@ class CLI(LightningCLI):
             print(commented(recipe, self.layers, self.flags, self.theirs))
             sys.exit(0)
         if f'"{REDACTED}"' in json.dumps(recipe):
-            from .origins import options
+            from .origins import refuse_redacted
 
-            name = next(name for name, value in options(recipe) if value == REDACTED)
-            raise Mistake(f"{name}: expected the secret itself, which no record holds, as a flag, --{name}")
+            refuse_redacted(recipe)
         self.run = Run.start(self.root)
         if verb == "fit" and self.way != "resume" and list(self.run.folder.glob("checkpoints/*.ckpt")):
-            if not any(os.environ.get(name, "0") != "0" for name in RESTARTED):
-                raise Mistake(f"run {self.run.id} has checkpoints already; to go on with it: --resume {self.run.id}")
-            from .references import newest_checkpoint
+            from .references import restarted
 
-            self.way, self.checkpoint = "resume", str(newest_checkpoint(self.run.folder))
+            self.way, self.checkpoint = "resume", str(restarted(self.run))
         self.record = Record(self.run, redacted(recipe), self.checkpoint)
-        pairs = zip(self.words, ["", *self.words], strict=False)
-        self.record.command = shlex.join(["main.py", *(hide(*pair) for pair in pairs)])
+        words = [part for word in self.words for part in (word.split("=", 1) if word.startswith("--") else [word])]
+        named_words = zip(words, ["", *words], strict=False)
+        shown_words = ("{...}" if w.startswith("{") else redacted(w, flag.split(".")[-1]) for w, flag in named_words)
+        self.record.command = shlex.join(["main.py", *shown_words])
         if self.theirs:
             from .origins import differences
 
             self.record.differs = [*differences(recipe, self.layers, self.flags, self.theirs)]
-        self.config[verb] = fill(self.config[verb], {"${run}": str(self.run.folder), "${verb}": verb})
+        self.config[verb] = fill(self.config[verb], run=str(self.run.folder), verb=verb)
         self.config[verb].ckpt_path = None if self.way == "init_from" else self.checkpoint
-
-    def instantiate_classes(self) -> None:
-        """Raises what a constructor raised, which jsonargparse wraps into errors of its own about types."""
-        try:
-            return super().instantiate_classes()
-        except Exception as error:
-            wrapped = error
-        from .mistakes import origin
-
-        raise origin(wrapped)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Adds our callbacks and metrics.csv to what is asked for, and drops what other settings rule out."""
@@ -222,17 +176,15 @@ class CLI(LightningCLI):
         callbacks = [self.record, *theirs, *ours]  # theirs first: what they log can be monitored
         if settings.barebones:
             callbacks = theirs
-            kwargs.update(dict.fromkeys(BAREBONES.split()))
+            kwargs.update(dict.fromkeys(BAREBONES))
         elif settings.enable_progress_bar is not False and not any(isinstance(c, ProgressBar) for c in theirs):
-            if sys.stdout.isatty():
-                callbacks.append(TQDMProgressBar())  # a rich one takes a tenth of a small step
-            else:
-                callbacks.append(EpochLines())
-                kwargs["enable_progress_bar"] = False
+            kwargs["enable_progress_bar"] = sys.stdout.isatty()
+            # Lightning's own bar, a rich one, takes a tenth of a small step.
+            callbacks.append(TQDMProgressBar() if sys.stdout.isatty() else EpochLines())
         if settings.enable_checkpointing is False:
             callbacks = [callback for callback in callbacks if not isinstance(callback, Checkpoint)]
-        elif not any(isinstance(callback, Checkpoint) for callback in callbacks):
-            kwargs["enable_checkpointing"] = False  # else Lightning adds a ModelCheckpoint of its own
+        # Without any, Lightning would add a ModelCheckpoint of its own.
+        kwargs["enable_checkpointing"] = any(isinstance(callback, Checkpoint) for callback in callbacks)
         trainer = super().instantiate_trainer(callbacks=callbacks, **kwargs)
         if trainer.is_global_zero and self.record in callbacks and not settings.fast_dev_run:
             self.run.lock()
@@ -252,8 +204,7 @@ class CLI(LightningCLI):
         if self.checkpoint and self.way == "init_from":
             from .references import init_weights
 
-            for line in init_weights(self.model, Path(self.checkpoint)):
-                rank_zero_only(print)(f"weights  {line}")
+            init_weights(self.model, Path(self.checkpoint))
 
     def after_fit(self) -> None:
         """Tests the best checkpoint if asked to, and says what the run left and how to go on."""
@@ -282,23 +233,12 @@ class CLI(LightningCLI):
             print(f"test     python {shown(PROJECT / 'main.py')} test --ckpt_path {reference}")
 
 
-def hide(word: str, before: str) -> str:
-    """A word of the command line, without the secret that it, or the flag before it, may hold."""
-    flag, equals, text = word.partition("=")
-    if flag.startswith("--"):
-        return f"{flag}{equals}{redacted(text, flag.split('.')[-1].strip('-'))}"
-    return "{...}" if word.startswith("{") else str(redacted(word, before.split(".")[-1].strip("-")))
-
-
-def fill(value: Any, names: dict[str, str]) -> Any:
-    """Replaces each of `names` in all texts within `value`."""
+def fill(value: Any, run: str, verb: str) -> Any:
+    """Replaces `${run}` and `${verb}` in all texts within `value`."""
     if isinstance(value, str):
-        for name, text in names.items():
-            value = value.replace(name, text)
-    elif isinstance(value, Namespace):
-        value = Namespace(fill(vars(value), names))
-    elif isinstance(value, dict):
-        value = {key: fill(item, names) for key, item in value.items()}
-    elif isinstance(value, list):
-        value = [fill(item, names) for item in value]
-    return value
+        return value.replace("${run}", run).replace("${verb}", verb)
+    if isinstance(value, list):
+        return [fill(item, run, verb) for item in value]
+    if isinstance(value, dict):
+        return {key: fill(item, run, verb) for key, item in value.items()}
+    return Namespace(fill(vars(value), run, verb)) if isinstance(value, Namespace) else value

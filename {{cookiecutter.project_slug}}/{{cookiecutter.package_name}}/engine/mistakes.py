@@ -8,37 +8,37 @@ import re
 import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import yaml
 from lightning.pytorch import Callback, LightningDataModule, LightningModule
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from . import SECTIONS, nearest
+from . import SECTIONS, Mistake, nearest
+from .origins import given, place_of
 from .run import PROJECT, shown
 
-UNKNOWN = (
-    r"unrecognized arguments: --(?P<key>[^\s=]+)",
-    r"Subcommand '\w+' does not accept option '(?P<key>.+?)'",
-    r"Group '(?P<group>.+?)' does not accept option '(?P<key>.+?)'",
-    r"Option '(?P<key>.+?)' is not accepted",
-)
+UNKNOWN = r"unrecognized arguments: --([^\s=]+)|(?:does not accept option|Option) '(.+?)'"
+WORDED = (FileNotFoundError, ImportError, MisconfigurationException, RuntimeError, TypeError, ValueError)
 
 
 def explain(error: BaseException, parser: LightningArgumentParser, layers: Sequence[str], flags: Sequence[str]) -> str:
-    """Rewrites what jsonargparse raised; notes on it or on its causes name the options of nested classes."""
+    """Rewrites what jsonargparse raised; the parsers that it came through know the options of nested classes."""
     for file in (Path(layer) for layer in layers if not layer.startswith("{")):
         if problem := broken(file):
             return problem
-    message, names = str(error), list(parser.get_defaults(skip_validation=True).keys())
+    message, parsers = str(error), [parser]
     cause: BaseException | None = error
-    while cause := cause and (cause.__cause__ or cause.__context__):
-        names += [name for note in getattr(cause, "__notes__", []) for name in note.split()]
-    if found := next(filter(None, (re.search(pattern, message) for pattern in UNKNOWN)), None):
-        key = found["key"]
+    while cause:
+        selves = [frame.f_locals.get("self") for frame, _ in traceback.walk_tb(cause.__traceback__)]
+        parsers += [other for other in selves if isinstance(other, LightningArgumentParser)]
+        cause = cause.__cause__ or cause.__context__
+    names = [name for one in dict.fromkeys(parsers) for name, _ in one.get_defaults(skip_validation=True).items()]
+    if found := re.search(UNKNOWN, message):
+        key = found[1] or found[2]
         leaf = key.rpartition(".")[2]
         if leaf == "class_path":
             return f"{place(key, layers, flags)}: expected nothing beside it but init_args, which holds the options"
@@ -101,24 +101,10 @@ def classes(option: str) -> Iterator[str]:
 
 def place(key: str, layers: Sequence[str], flags: Sequence[str]) -> str:
     """Where the user wrote `key`, of which only the end may be known: `--model.lr` or `x.yaml: model.init_args.lr`."""
-    for flag in flags:
-        name = flag.removeprefix("--").partition("=")[0].rstrip("+")
-        if flag.startswith("--") and f".{key}." in f".{name}.":
-            return f"--{name}"
-    for layer in reversed(layers):
-        inline = layer.startswith("{")
-        for name in keys(yaml.safe_load(layer if inline else Path(layer).read_text(encoding="utf-8"))):
-            if f".{name}".endswith(f".{key}"):
-                return f"{'JSON' if inline else shown(Path(layer))}: {name}"
+    for source, name, _ in reversed([*given(layers, flags, in_lists=True)]):
+        if found := re.match(rf"(.*?\.)?{re.escape(key)}(?=\.|$)", name):
+            return f"--{found[0]}" if source.startswith("--") else f"{place_of(source)}: {found[0]}"
     return key
-
-
-def keys(value: Any, name: str = "") -> Iterator[str]:
-    """The dotted names of all that is within `value`, whole sections too."""
-    parts = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    for key, item in parts:
-        yield f"{name}{key}"
-        yield from keys(item, f"{name}{key}.")
 
 
 def modules_of(error: BaseException) -> list[str]:
@@ -126,20 +112,22 @@ def modules_of(error: BaseException) -> list[str]:
     return [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]
 
 
-def of_lightning(error: BaseException) -> str:
-    """Lightning's words for settings that cannot be; nothing if they are not its own or the user's code had a part."""
-    libraries = rf"({re.escape(str(__package__))}|lightning|jsonargparse|torch|fsspec|contextlib)(\.|$)"
-    modules, lines = modules_of(error), [line.strip() for line in str(error).splitlines()]
-    if not all(re.match(libraries, module) for module in modules):
-        return ""
-    if lines and lines[0].startswith("Error(s) in loading state_dict for "):
-        kind, more = lines[0].split()[-1].rstrip(":"), f" (and {len(lines) - 2} more)" if lines[2:] else ""
-        return f"the checkpoint does not fit {kind}: {lines[1]}{more}"
-    return str(error) if modules[-1].startswith(("lightning.", "fsspec.")) else ""
+def cause_of(error: BaseException) -> BaseException:
+    """What to raise for an error: a Mistake for settings that cannot be, in Lightning's words, or the user's own error.
 
-
-def origin(error: BaseException) -> BaseException:
-    """What a constructor raised, out of the errors that jsonargparse wraps it in."""
+    It is the user's if their code had a part in it. What a constructor raised is wrapped by jsonargparse.
+    """
     while error.__cause__ is not None and modules_of(error)[-1].startswith("jsonargparse"):
         error = error.__cause__
-    return error
+    libraries = rf"({re.escape(str(__package__))}|lightning|jsonargparse|torch|fsspec|contextlib)(\.|$)"
+    modules, (message, *lines) = modules_of(error), [line.strip() for line in str(error).splitlines()] or [""]
+    if lines and message.startswith("Error(s) in loading state_dict for "):
+        kind, more = message.split()[-1].rstrip(":"), f" (and {len(lines) - 1} more)" if lines[1:] else ""
+        message = f"the checkpoint does not fit {kind}: {lines[0]}{more}"
+    else:
+        message = str(error) if modules[-1].startswith(("lightning.", "fsspec.")) else ""
+    if not message or not isinstance(error, WORDED) or not all(re.match(libraries, module) for module in modules):
+        return error
+    mistake = Mistake(message)
+    mistake.__cause__ = error
+    return mistake

@@ -10,37 +10,40 @@ from jsonargparse import get_loader
 
 from .run import shown
 
-Given = dict[str, list[tuple[str, Any]]]  # by option: what gives it a value, and which value; the last one counts
 
-
-def options(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """The options within a configuration, by their short names: `model` for the class, `model.lr` for its option."""
+def options(value: Any, name: str = "", in_lists: bool = False) -> Iterator[tuple[str, Any]]:
+    """The options within a configuration, and their full names; those in its lists are named by their position."""
+    if in_lists and isinstance(value, list):
+        value = dict(enumerate(value))
     if isinstance(value, dict) and value:
         for key, item in value.items():
-            yield from options(item, f"{name}.{key}")
+            yield from options(item, f"{name}.{key}".strip("."), in_lists)
     else:
-        yield re.sub(r"\.(init_args|class_path\b)", "", name).strip(".+"), value
+        yield name, value
 
 
-def given_by(layers: Sequence[str], flags: Sequence[str]) -> Given:
-    """What was given for each option, by layers, which are files or JSON texts, and by flags."""
-    load = get_loader("yaml")
-    pairs = [
-        (layer, option)
-        for layer in layers
-        for option in options(load(layer if layer.startswith("{") else Path(layer).read_text(encoding="utf-8")))
-    ]
+def given(layers: Sequence[str], flags: Sequence[str], in_lists: bool = False) -> Iterator[tuple[str, str, Any]]:
+    """What gives a value, to which option, and which value, by layers, which are files or JSON texts, then by flags."""
+    sources = [(layer, "", layer if layer.startswith("{") else Path(layer).read_text("utf-8")) for layer in layers]
     for word, following in zip(flags, [*flags, ""][1:], strict=True):
         flag, equals, text = word.partition("=")
         if flag.startswith("--"):
-            pairs += [(flag, option) for option in options(load(text if equals else following), flag.strip("-"))]
-    given: Given = {}
-    for source, (name, value) in pairs:
-        given.setdefault(name, []).append((source, value))
-    return given
+            sources.append((flag, flag.strip("-+"), text if equals else following))
+    for source, section, text in sources:
+        try:
+            value = get_loader("yaml")(text)
+        except yaml.YAMLError:  # such as a name with a bracket in it
+            value = text
+        for name, item in options(value, section, in_lists):
+            yield source, name, item
 
 
-def place(source: str, theirs: Collection[str]) -> str:
+def short(name: str) -> str:
+    """The name by which one knows an option: `model` for its class, `model.lr` for an option of that class."""
+    return re.sub(r"\.(init_args|class_path\b)", "", name)
+
+
+def place_of(source: str, theirs: Collection[str] = ()) -> str:
     """What to call a source; `theirs` are those that a checkpoint and its run brought."""
     if source.startswith("{"):
         return "the checkpoint" if source in theirs else "JSON"
@@ -51,20 +54,22 @@ def differences(
     recipe: dict[str, Any], layers: Sequence[str], flags: Sequence[str], theirs: Collection[str]
 ) -> Iterator[str]:
     """A line for each option of `recipe` on which the command and a checkpoint, or its run, do not agree."""
-    given = given_by(layers[1:], flags)  # what lies under every run was not asked for
-    for name in (name for name, _ in options(recipe) if name in given):
-        source, value = given[name][-1]
-        other, left = next(
-            (pair for pair in given[name][::-1] if (pair[0] in theirs) != (source in theirs)), (source, value)
-        )
-        classes = [isinstance(x, str) and f".{x}".endswith(f".{y}") for x, y in ((value, left), (left, value))]
-        if value != left and not any(classes):  # which may go by their last names
-            yield f"{name}: {value} of {place(source, theirs)}, not {left} of {place(other, theirs)}"
+    sides: dict[str, dict[bool, tuple[str, Any]]] = {}  # by option: what counts on either side
+    for source, name, value in given(layers[1:], flags):  # what lies under every run was not asked for
+        side = sides.setdefault(short(name), {})
+        side.pop(source in theirs, None)  # so that the one that counts is the second
+        side[source in theirs] = source, value
+    for name, _ in options(recipe):
+        if len(side := sides.get(short(name), {})) == 2:
+            (other, left), (source, value) = side.values()
+            classes = [isinstance(x, str) and f".{x}".endswith(f".{y}") for x, y in ((value, left), (left, value))]
+            if value != left and not any(classes):  # which may go by their last names
+                yield f"{short(name)}: {value} of {place_of(source, theirs)}, not {left} of {place_of(other, theirs)}"
 
 
 def commented(recipe: dict[str, Any], layers: Sequence[str], flags: Sequence[str], theirs: Collection[str]) -> str:
     """The configuration as YAML, with a comment that says where each value comes from."""
-    given = given_by(layers, flags)
+    last = {short(name): place_of(source, theirs) for source, name, _ in given(layers, flags)}
     lines = yaml.safe_dump(recipe, sort_keys=False).splitlines()
 
     def comment(node: yaml.MappingNode, name: str) -> None:
@@ -72,9 +77,7 @@ def commented(recipe: dict[str, Any], layers: Sequence[str], flags: Sequence[str
             if isinstance(value, yaml.MappingNode) and value.value:
                 comment(value, f"{name}.{key.value}")
             else:
-                ((option, _),) = options(None, f"{name}.{key.value}")
-                sources = given.get(option)
-                lines[key.start_mark.line] += f"  # {place(sources[-1][0], theirs) if sources else 'default'}"
+                lines[key.start_mark.line] += f"  # {last.get(short(f'{name}.{key.value}'[1:]), 'default')}"
 
     comment(yaml.compose("\n".join(lines)), "")
     return "\n".join(lines)

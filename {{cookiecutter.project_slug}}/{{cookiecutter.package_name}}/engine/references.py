@@ -5,9 +5,8 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Iterator
-from importlib import import_module
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 from zipfile import BadZipFile, ZipFile
 
@@ -47,12 +46,12 @@ def find_checkpoint(reference: str, root: Path, option: str) -> Path:
 
 def find_run(reference: str, root: Path, option: str) -> Path:
     """Finds the folder of a run by its id or path."""
-    folder = next((folder for folder in (root / reference, Path(reference)) if reference and folder.is_dir()), None)
-    if folder is None:
-        hint = nearest(reference, (folder.name for folder in root.glob("*/")))
-        expected = "a run" if option == "--resume" else "a checkpoint file, RUN or RUN:last"
-        raise Mistake(f"{option}: expected {expected}, got {reference}{hint}")
-    return folder.absolute()
+    for folder in (root / reference, Path(reference)):
+        if reference and folder.is_dir():
+            return folder.absolute()
+    hint = nearest(reference, (folder.name for folder in root.glob("*/")))
+    expected = "a run" if option == "--resume" else "a checkpoint file, RUN or RUN:last"
+    raise Mistake(f"{option}: expected {expected}, got {reference}{hint}")
 
 
 def newest_checkpoint(folder: Path) -> Path:
@@ -76,7 +75,7 @@ def newest_first(folder: Path) -> list[Path]:
 def read_checkpoint(file: Path) -> dict[str, Any]:
     """Reads a checkpoint, without running any code that it may hold."""
     try:
-        content: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
         return content if "state_dict" in content else content["state_dict"]
     except Exception as error:
         valid = next((other for other in newest_first(file.parent) if other != file and is_whole(other)), None)
@@ -95,12 +94,10 @@ def is_whole(file: Path) -> bool:
 
 def class_of(class_path: str) -> type[LightningModule]:
     """Imports a model's class."""
-    module, _, name = class_path.rpartition(".")
     try:
-        found: type[LightningModule] = getattr(import_module(module), name)
+        return resolve_name(class_path)
     except (ImportError, AttributeError, ValueError) as error:
         raise Mistake(f"the checkpoint's model is of a class that is not there, {class_path}: {error}") from error
-    return found
 
 
 def settings_of(checkpoint: Path) -> dict[str, Any]:
@@ -120,12 +117,13 @@ def settings_of(checkpoint: Path) -> dict[str, Any]:
     return {"class_path": saved["_class_path"], "init_args": {k: v for k, v in options.items() if k not in old}}
 
 
-def way_on(verb: str, ways: list[str], given: Any, root: Path) -> tuple[Path, str, list[str], dict[str, Any]]:
+def way_on(verb: str, ways: list[str], given: Any, root: Path, layers: list[str]) -> tuple[Path, str, list[str]]:
     """Finds the checkpoint to begin with, and exports the run's id if it is the same run that goes on.
 
+    Puts into `layers` the configuration of the checkpoint's run, and what the checkpoint itself says of its model.
+
     Returns:
-        Where this run is kept; the checkpoint; the configuration of the checkpoint's run, if it lies in one, or else
-        for want of any other the one that it holds; and the `model` section that it holds.
+        Where this run is kept; the checkpoint; those of the layers that it must agree with.
     """
     option, reference = f"--{ways[-1]}", getattr(given, ways[-1])
     if ways[1:] or (verb != "fit" and ways != ["ckpt_path"]):
@@ -136,15 +134,17 @@ def way_on(verb: str, ways: list[str], given: Any, root: Path) -> tuple[Path, st
             raise Mistake(f"{option} names {folder.name}, WANDB_RUN_ID names {os.environ['WANDB_RUN_ID']}")
         root, checkpoint = folder.parent, newest_checkpoint(folder)
     elif option == "--ckpt_path" and re.fullmatch(r"best|last|hpc|registry(:.*)?|\w+://.*", reference):
-        return root, reference, [], {}  # Lightning's own words
+        return root, reference, []  # Lightning's own words
     else:
         checkpoint = find_checkpoint(reference, root, option)
-    recipe, model = checkpoint.parent.parent / "config.yaml", settings_of(checkpoint)
-    layers = [str(recipe)] if recipe.is_file() else []
-    if not layers and not given.config and verb != "fit":
+    file, model = checkpoint.parent.parent / "config.yaml", settings_of(checkpoint)
+    recipe, settings = [str(file)] * file.is_file(), json.dumps({"model": model} if model else {})
+    if not recipe and not given.config and verb != "fit":  # a checkpoint alone
         states = read_checkpoint(checkpoint).get("callbacks", {})
-        layers = [json.dumps(states[name]["config"]) for name in states if name == "Record"]
-    return root, str(checkpoint), layers, {"model": model} if model else {}
+        recipe = [json.dumps(states[name]["config"]) for name in states if name == "Record"]
+    layers.insert(1 if verb == "fit" else len(layers), settings)
+    layers[1:1] = recipe
+    return root, str(checkpoint), [settings, *(recipe if option == "--resume" else [])]
 
 
 def renew(trainer: Trainer, begun: dict[str, Any], checkpoint: dict[str, Any]) -> None:
@@ -192,8 +192,8 @@ def load(reference: str) -> LightningModule:
     return class_of(model["class_path"]).load_from_checkpoint(file, map_location="cpu").eval()
 
 
-def init_weights(module: LightningModule, checkpoint: Path) -> Iterator[str]:
-    """Copies the weights of a checkpoint that fit, and yields a line for what did not."""
+def init_weights(module: LightningModule, checkpoint: Path) -> None:
+    """Copies the weights of a checkpoint that fit, and prints a line for what did not."""
     module.configure_model()
     own, given = module.state_dict(), read_checkpoint(checkpoint)["state_dict"]
     fit = {name: value for name, value in given.items() if name in own and own[name].shape == value.shape}
@@ -203,4 +203,4 @@ def init_weights(module: LightningModule, checkpoint: Path) -> Iterator[str]:
     module.load_state_dict(fit, strict=False)
     for name in sorted((own.keys() | given.keys()) - fit.keys()):
         here, there = (tuple(tensors[name].shape) if name in tensors else "none" for tensors in (own, given))
-        yield f"{name}: {here} here, {there} in the checkpoint"
+        rank_zero_only(print)(f"weights  {name}: {here} here, {there} in the checkpoint")

@@ -117,25 +117,20 @@ class MetricsFile(DummyLogger):
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
         if not self.write:  # but under `fast_dev_run`
             return
-        row = {"step": step, **{name: getattr(value, "item", lambda v=value: v)() for name, value in metrics.items()}}
-        if self.file.exists() and set(row) <= set(self.columns):
-            with self.file.open("a", newline="") as stream:
-                csv.DictWriter(stream, self.columns, lineterminator="\n").writerow(row)
-            return
-        rows = read_rows(self.file)
-        self.columns = list(dict.fromkeys([*self.columns, *(rows[0] if rows else ()), *sorted(row)]))
+        values = sorted((name, getattr(value, "item", lambda v=value: v)()) for name, value in metrics.items())
+        rows: list[dict[str, Any]] = [{"step": step, **dict(values)}]
+        if self.file.exists():
+            with self.file.open("a+", newline="") as stream:
+                if rows[0].keys() <= set(self.columns):
+                    csv.DictWriter(stream, self.columns, lineterminator="\n").writerows(rows)
+                    return
+                stream.seek(0)
+                rows = [*csv.DictReader(stream), *rows]
+        self.columns = list(dict.fromkeys([*self.columns, *rows[0], *rows[-1]]))
         self.file.parent.mkdir(parents=True, exist_ok=True)
         whole = self.file.with_suffix(".tmp")  # with a new header: never half of it in the place of all
         with whole.open("w", newline="") as stream:
             writer = csv.DictWriter(stream, self.columns, lineterminator="\n")
             writer.writeheader()
-            writer.writerows([*rows, row])
+            writer.writerows(rows)
         whole.replace(self.file)
-
-
-def read_rows(file: Path) -> list[dict[str, Any]]:
-    """The rows of a table, none if there is no such file."""
-    if not file.exists():
-        return []
-    with file.open(newline="") as stream:
-        return list(csv.DictReader(stream))

@@ -32,7 +32,7 @@ class Nothing:
     __getitem__ = __setitem__ = __call__
 
 
-NOTHING = Nothing()
+NOTHING: Any = Nothing()
 
 
 class Wandb(WandbLogger):
@@ -47,7 +47,6 @@ class Wandb(WandbLogger):
         notes: Description of the run.
         job_type: Kind of the run.
         log_model: Whether checkpoints become artifacts: `false`, `true` (best and last at the end), `all` (each).
-        prune_models: Whether versions that are neither the best nor the latest any more are deleted from W&B.
         config: Further keys of the run's configuration in W&B.
         save_dir: Folder in which W&B makes its own, `wandb/`; that of WANDB_DIR, the run's folder, if null.
         offline: Whether to send nothing; `wandb sync` can send it later.
@@ -63,7 +62,6 @@ class Wandb(WandbLogger):
         notes: str | None = None,
         job_type: str | None = None,
         log_model: Literal["all"] | bool = False,
-        prune_models: bool = False,
         config: dict[str, Any] | None = None,
         save_dir: str | None = None,
         offline: bool = False,
@@ -74,21 +72,17 @@ class Wandb(WandbLogger):
         self._options |= {"tags": tags, "notes": notes, "job_type": job_type, "config": config, "dir": save_dir}
         self._send = not offline
         self._reason = ""
-        self._models, self._prune = log_model, prune_models
-        self._saved: dict[str, ModelCheckpoint] = {}
-        if rank_zero_only.rank:
-            import wandb
-
-            wandb.log = NOTHING
+        self._models = log_model
 
     @property
     def experiment(self) -> "Run":
         """The W&B run, begun when it is first asked for; on other ranks a stand-in that does nothing."""
-        if rank_zero_only.rank:
-            return NOTHING  # type: ignore[return-value]
-        if self._experiment is None:
-            import wandb
+        import wandb
 
+        if rank_zero_only.rank:  # type: ignore[attr-defined]
+            wandb.log = NOTHING  # so that a model may call it on all ranks
+            return NOTHING
+        if self._experiment is None:
             if self._send and os.environ.get("WANDB_MODE", "online") == "online":
                 self._reason = self._refusal()
             Path(self._options["dir"]).mkdir(parents=True, exist_ok=True)  # else W&B takes a temporary folder
@@ -116,24 +110,13 @@ class Wandb(WandbLogger):
         return reason and f" ({reason}; to log in: wandb login)"
 
     def after_save_checkpoint(self, checkpoint_callback: ModelCheckpoint) -> None:
-        """Remembers what there is to upload, and has it uploaded at once if every checkpoint is."""
-        self._saved[checkpoint_callback.state_key] = checkpoint_callback
-        if self._models == "all":
-            self._upload()
-
-    @rank_zero_only
-    def finalize(self, status: str) -> None:
-        """Has the best and the last checkpoint uploaded, however the run ended."""
+        """Has what was saved uploaded, now or when the run ends."""
         if self._models:
-            self._upload()
+            from .artifacts import Uploads
 
-    def _upload(self) -> None:
-        from .artifacts import Uploads
-
-        if not UPLOADS:
-            UPLOADS.append(Uploads(self.experiment, Path(self._options["dir"]) / "uploads", self._prune))
-        for callback in self._saved.values():
-            UPLOADS[0].add(callback, self._models == "all")
+            if not UPLOADS:
+                UPLOADS.append(Uploads(self.experiment, Path(self._options["dir"]) / "uploads", self._models == "all"))
+            UPLOADS[0].add(checkpoint_callback)
 
     def define(self, metrics: dict[str, Any]) -> None:
         """Has the summary show of each metric what its rules say, "max" or several of them.
@@ -146,8 +129,7 @@ class Wandb(WandbLogger):
 
     def uses(self, file: str) -> None:
         """Records that the run begins with a checkpoint, if it came from W&B."""
-        parts = Path(file).parts
-        if ".artifacts" in parts and not self.experiment.offline:
+        if ".artifacts" in (parts := Path(file).parts) and not self.experiment.offline:
             self.use_artifact(f"{'/'.join(parts[-5:-2])}:{parts[-2]}", "model")
 
     @property
