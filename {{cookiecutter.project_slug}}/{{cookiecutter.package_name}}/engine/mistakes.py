@@ -117,8 +117,8 @@ def cause_of(error: BaseException) -> BaseException:
 
     It is the user's if their code had a part in it. What a constructor raised is wrapped by jsonargparse.
     """
-    while error.__cause__ is not None and modules_of(error)[-1].startswith("jsonargparse"):
-        error = error.__cause__
+    while (cause := error.__cause__) and cause.__traceback__ and modules_of(error)[-1].startswith("jsonargparse"):
+        error = cause
     libraries = rf"({re.escape(str(__package__))}|lightning|jsonargparse|torch|fsspec|contextlib)(\.|$)"
     modules, (message, *lines) = modules_of(error), [line.strip() for line in str(error).splitlines()] or [""]
     if lines and message.startswith("Error(s) in loading state_dict for "):
