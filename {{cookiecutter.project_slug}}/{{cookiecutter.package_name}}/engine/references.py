@@ -121,9 +121,7 @@ def way_on(verb: str, ways: list[str], given: Any, root: Path, layers: list[str]
     """Finds the checkpoint to begin with, and exports the run's id if it is the same run that goes on.
 
     Puts into `layers` the configuration of the checkpoint's run, and what the checkpoint itself says of its model.
-
-    Returns:
-        Where this run is kept; the checkpoint; those of the layers that it must agree with.
+    Returns where this run is kept, the checkpoint, and those of the layers from which the command should not differ.
     """
     option, reference = f"--{ways[-1]}", getattr(given, ways[-1])
     if ways[1:] or (verb != "fit" and ways != ["ckpt_path"]):
