@@ -132,10 +132,7 @@ class NameCheck(Callback):
 
 
 class Record(Callback):
-    """Writes config.yaml into the run's folder, gives the same to every logger, and says what begins.
-
-    The checkpoint that the run begins with, if any, is not in config.yaml, but in what the loggers get.
-    """
+    """Writes config.yaml into the run's folder, gives it and more to every logger, and says what begins."""
 
     def __init__(self, run: Run, config: dict[str, Any], checkpoint: str | None) -> None:
         self.run = run

@@ -5,7 +5,6 @@ import importlib.util
 import json
 import logging
 import os
-import shlex
 import sys
 import warnings
 from argparse import ArgumentError, ArgumentParser
@@ -22,7 +21,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from . import SECTIONS, VERBS, Mistake
 from .callbacks import Callbacks, Checkpoints, EpochLines, NameCheck, Record
-from .run import LOCKS, PROJECT, REDACTED, MetricsFile, Run, redacted, runs_root, shown
+from .run import LOCKS, PROJECT, REDACTED, MetricsFile, Run, command, redacted, runs_root, shown
 from .wandb import Wandb, finish
 
 # What `trainer.barebones` wants left to itself.
@@ -136,29 +135,18 @@ class CLI(LightningCLI):
         for name in {*WAYS_ON, "runs_root"} & recipe.keys():
             if recipe.pop(name) is not None:
                 raise Mistake(f"{name}: only as a flag, --{name}")
-        if ORIGINS in self.flags:
-            from .origins import commented
+        differs: list[str] = []
+        if self.theirs or ORIGINS in self.flags or f'"{REDACTED}"' in text:
+            from .origins import examined
 
-            print(commented(recipe, self.layers, self.flags, self.theirs))
-            sys.exit(0)
-        if f'"{REDACTED}"' in json.dumps(recipe):
-            from .origins import refuse_redacted
-
-            refuse_redacted(recipe)
+            differs = examined(recipe, self.layers, self.flags, self.theirs, ORIGINS in self.flags)
         self.run = Run.start(self.root)
         if verb == "fit" and self.way != "resume" and list(self.run.folder.glob("checkpoints/*.ckpt")):
             from .references import restarted
 
             self.way, self.checkpoint = "resume", str(restarted(self.run))
         self.record = Record(self.run, redacted(recipe), self.checkpoint)
-        words = [part for word in self.words for part in (word.split("=", 1) if word.startswith("--") else [word])]
-        named_words = zip(words, ["", *words], strict=False)
-        shown_words = ("{...}" if w.startswith("{") else redacted(w, flag.split(".")[-1]) for w, flag in named_words)
-        self.record.command = shlex.join(["main.py", *shown_words])
-        if self.theirs:
-            from .origins import differences
-
-            self.record.differs = [*differences(recipe, self.layers, self.flags, self.theirs)]
+        self.record.differs, self.record.command = differs, command(self.words)
         self.config[verb] = fill(self.config[verb], run=str(self.run.folder), verb=verb)
         self.config[verb].ckpt_path = None if self.way == "init_from" else self.checkpoint
 

@@ -8,7 +8,8 @@ from typing import Any
 import yaml
 from jsonargparse import get_loader
 
-from .run import shown
+from . import Mistake
+from .run import REDACTED, shown
 
 
 def options(value: Any, name: str = "", in_lists: bool = False) -> Iterator[tuple[str, Any]]:
@@ -65,6 +66,18 @@ def differences(
             classes = [isinstance(x, str) and f".{x}".endswith(f".{y}") for x, y in ((value, left), (left, value))]
             if value != left and not any(classes):  # which may go by their last names
                 yield f"{short(name)}: {value} of {place_of(source, theirs)}, not {left} of {place_of(other, theirs)}"
+
+
+def examined(
+    recipe: dict[str, Any], layers: Sequence[str], flags: Sequence[str], theirs: Collection[str], show: bool
+) -> list[str]:
+    """Says what differs from a checkpoint; shows it all and ends, if asked to; asks for a secret that was not saved."""
+    if show:
+        print(commented(recipe, layers, flags, theirs))
+        raise SystemExit(0)
+    if name := next((short(name) for name, value in options(recipe) if value == REDACTED), ""):
+        raise Mistake(f"{name}: expected the secret itself, which no record holds, as a flag, --{name}")
+    return [*differences(recipe, layers, flags, theirs)]
 
 
 def commented(recipe: dict[str, Any], layers: Sequence[str], flags: Sequence[str], theirs: Collection[str]) -> str:

@@ -16,7 +16,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_only
 
 from . import Mistake, nearest
-from .run import runs_root, shown
+from .run import Run, runs_root, shown
 
 
 def find_checkpoint(reference: str, root: Path, option: str) -> Path:
@@ -143,6 +143,27 @@ def way_on(verb: str, ways: list[str], given: Any, root: Path, layers: list[str]
     layers.insert(1 if verb == "fit" else len(layers), settings)
     layers[1:1] = recipe
     return root, str(checkpoint), [settings, *(recipe if option == "--resume" else [])]
+
+
+def restarted(run: Run) -> Path:
+    """The newest checkpoint of a run that a scheduler, torchrun or a sweep's agent starts once more."""
+    counts = ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT", "WANDB_SWEEP_ID")
+    if not any(os.environ.get(name, "0") != "0" for name in counts):
+        raise Mistake(f"run {run.id} has checkpoints already; to go on with it: --resume {run.id}")
+    return newest_checkpoint(run.folder)
+
+
+def adapt(trainer: Trainer, run: Run, file: str | None, checkpoint: dict[str, Any]) -> None:
+    """Tells a ModelCheckpoint of this run where its files are now, for the folder may have been moved."""
+    for callback in trainer.early_stopping_callbacks:  # whose state would overrule a new patience
+        checkpoint["callbacks"].get(callback.state_key, {})["patience"] = callback.patience
+    here = str(run.folder / "checkpoints")
+    for state in checkpoint["callbacks"].values():
+        before = state.get("dirpath") if isinstance(state, dict) else None
+        if before and file and Path(file).is_relative_to(run.folder):
+            for key, value in state.items():
+                state[key] = value.replace(before, here) if isinstance(value, str) else value
+            state["best_k_models"] = {k.replace(before, here): v for k, v in state["best_k_models"].items()}
 
 
 def renew(trainer: Trainer, begun: dict[str, Any], checkpoint: dict[str, Any]) -> None:

@@ -7,7 +7,7 @@ import secrets
 import shlex
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,9 +25,8 @@ LOCKS = ExitStack()
 REDACTED = "***"
 # Not `pad_token` or `max_tokens`: the words of a vocabulary are no secrets.
 SECRET = re.compile(
-    r"(^|_)(pass(word|wd|phrase)|secret|credentials?|(api|access|private|secret)_?key)$"
-    r"|^(\w+_)?(auth|access|api|hf|hub|bearer|refresh)_?token$|^token$",
-    re.IGNORECASE,
+    r"(?i)(^|_)(pass(word|wd|phrase)|secret|credentials?|(api|access|private|secret)_?key)$"
+    r"|^(\w+_)?(auth|access|api|hf|hub|bearer|refresh)_?token$|^token$"
 )
 
 
@@ -75,8 +74,8 @@ def runs_root() -> Path:
 def commit() -> str | None:
     """The commit that the project stands on; None outside of git."""
     try:
-        command = ("git", "-C", str(PROJECT), "rev-parse", "HEAD")
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        words = ("git", "-C", str(PROJECT), "rev-parse", "HEAD")
+        return subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
 
@@ -90,6 +89,15 @@ def redacted(value: Any, name: str = "") -> Any:
     if isinstance(value, str):
         return REDACTED if value and SECRET.search(name) else re.sub(r"(://[^/\s:@]*:)[^/\s@]+@", r"\1***@", value)
     return value
+
+
+def command(words: Sequence[str]) -> str:
+    """The command line, without secrets."""
+    parts = [part for word in words for part in (word.split("=", 1) if word.startswith("--") else [word])]
+    return shlex.join(
+        "{...}" if part.startswith("{") else redacted(part, before.rpartition(".")[2])
+        for before, part in zip(["", "main.py", *parts], ["main.py", *parts], strict=False)
+    )
 
 
 def shown(path: Path) -> str:

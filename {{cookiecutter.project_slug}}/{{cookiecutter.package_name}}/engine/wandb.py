@@ -119,10 +119,7 @@ class Wandb(WandbLogger):
             UPLOADS[0].add(checkpoint_callback)
 
     def define(self, metrics: dict[str, Any]) -> None:
-        """Has the summary show of each metric what its rules say, "max" or several of them.
-
-        A name with a rule of its own is no longer under the rule for all names, `*`: hence its x axis once more.
-        """
+        """Has the summary show of each metric what its rules say; that rule replaces `*`, hence its x axis once more."""
         for name, rules in metrics.items():
             summary = rules if isinstance(rules, str) else ",".join(rules)
             self.experiment.define_metric(name, summary=summary, step_metric="trainer/global_step", step_sync=True)
