@@ -23,9 +23,9 @@ def test_what_a_team_edits_is_at_most_350_lines(fresh: Path) -> None:
     assert lines(*(fresh / name for name in names + research)) <= 350
 
 
-def test_all_python_but_the_tests_is_at_most_1400_lines(fresh: Path) -> None:
+def test_all_python_but_the_tests_is_at_most_1550_lines(fresh: Path) -> None:
     files = [file for file in fresh.rglob("*.py") if "tests" not in file.relative_to(fresh).parts]
-    assert lines(*files) <= 1400
+    assert lines(*files) <= 1550
 
 
 def test_a_default_fit_executes_at_most_9_files_and_1000_lines(fresh: Path, run: Run) -> None:

@@ -22,6 +22,7 @@ from packaging.requirements import Requirement
 from hooks.pre_gen_project import complaint
 
 FILES = {
+    ".env.example",
     ".gitattributes",
     ".gitignore",
     "LICENSE",
@@ -35,6 +36,7 @@ FILES = {
     "my_project/__init__.py",
     "my_project/data.py",
     "my_project/engine/__init__.py",
+    "my_project/engine/artifacts.py",
     "my_project/engine/callbacks.py",
     "my_project/engine/cli.py",
     "my_project/engine/mistakes.py",

@@ -1,5 +1,6 @@
 """Which value wins, and that each is said to come from where it came from."""
 
+import re
 import shutil
 from pathlib import Path
 
@@ -94,14 +95,11 @@ def line(trained: Path, tmp_path: Path) -> tuple[Path, dict[str, str]]:
 
 
 def value_and_origin(text: str, option: str) -> tuple[object, str]:
-    """An option's value in YAML and the comment behind it."""
-    value, position, root = yaml.safe_load(text), -1, option.partition(".")[0]
-    for name in option.split("."):
-        if name not in value and "init_args" in value:
-            value = value["init_args"]
-        value = value[name]
-        position = text.index(f"{name}:", position + 1) if name != root else ("\n" + text).index(f"\n{root}:")
-    return value, text[position:].partition("\n")[0].partition("# ")[2]
+    """An option's value in what was printed, and the comment behind it."""
+    for name, value in yaml.safe_load(text).items():
+        if option in (name.replace(".init_args", ""), name):
+            return value, re.findall(rf"^{re.escape(name)}: .*  # (.*)$", text, re.MULTILINE)[0]
+    raise AssertionError(f"{option} is not shown")
 
 
 @pytest.mark.parametrize("first", ["files", "flags", "mixed"])

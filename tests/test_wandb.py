@@ -15,10 +15,11 @@ import pytest
 import torch
 import yaml
 from command import Commands
-from conftest import Bake
+from conftest import TEMPLATE, Bake
 from wandb_server import Artifact, WandbServer
 from wandb_server import Run as Sent
 
+GUIDE = (TEMPLATE / "docs" / "wandb.md").read_text(encoding="utf-8")
 BRIEF = " --trainer.max_epochs 2 --trainer.log_every_n_steps 1 --trainer.limit_train_batches 3"
 SECRET = "a-secret-that-nobody-may-read"
 
@@ -95,7 +96,7 @@ class Machine:
 def machine(bake: Bake, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
     home = tmp_path_factory.mktemp("w")
     project = bake(home, package_name="odd_duck", project_slug="Odd.Duck")
-    dropped = ("WANDB_", "PYTEST_", "COVERAGE_")
+    dropped = ("WANDB_", "PYTEST_", "COVERAGE_", "RUNS_ROOT")
     env = {name: value for name, value in os.environ.items() if not name.startswith(dropped)}
     for name in ("HOME", "TMPDIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR"):
         env[name] = str(home / name.removeprefix("WANDB_")[:4])
@@ -121,7 +122,7 @@ class Trained:
 def trained(machine: Machine) -> Trained:
     """One run of the main job, sent as it trained, with every checkpoint."""
     screen = machine("main.py fit --config configs/digits.yaml --trainer.max_epochs 3 --trainer.logger.log_model all")
-    (folder,) = (machine.project / "runs").glob("r*")
+    folder = machine.project / "runs" / re.findall(r"run +runs/(\S+)\n", screen)[0]
     return Trained(folder, screen, machine.server.runs[folder.name])
 
 
@@ -391,6 +392,35 @@ def test_what_an_offline_start_left_is_delivered_when_the_run_goes_on(online: Wa
     assert (outcome.code, outcome.err) == (0, ""), outcome
     assert not list(run.glob("uploads/*"))
     assert [artifact.metadata["step"] for _, artifact in versions(online, run.name)] == [3, 6, 9]
+
+
+def test_checkpoints_of_one_process_go_to_the_run_of_each_command(online: WandbServer, command: Commands) -> None:
+    runs = [command(f"fit --config @digits{BRIEF} --trainer.logger.log_model true").run for _ in range(2)]
+    for run in runs:
+        assert run is not None
+        (*_, (aliases, artifact)) = versions(online, run.name)
+        assert "latest" in aliases
+        assert artifact.files["model.ckpt"] in [file.read_bytes() for file in run.glob("checkpoints/*.ckpt")]
+        assert online.runs[run.name].state == "finished"
+
+
+def test_the_recipe_deletes_what_is_neither_best_nor_latest(trained: Trained, machine: Machine) -> None:
+    script = re.findall(r"```python\n(.*?)```", GUIDE, re.DOTALL)[0]
+    name = f"team/Odd.Duck/model-{trained.folder.name}"
+    machine(f"-c {shlex.quote(script.replace('ENTITY/PROJECT/model-RUN', name))}")
+    left = [aliases for aliases, artifact in versions(machine.server, trained.folder.name)]
+    assert 1 <= len(left) <= 2
+    assert {alias for aliases in left for alias in aliases} == {"best", "latest"}
+
+
+def test_every_row_of_the_guides_table_names_a_test_that_exists_or_is_open() -> None:
+    tests = "".join(file.read_text(encoding="utf-8") for file in Path(__file__).parent.glob("test_*.py"))
+    rows = [line.split("|") for line in GUIDE.splitlines() if line.startswith("| ")][2:]
+    assert len(rows) > 20
+    for row in rows:
+        names = re.findall(r"`(test_\w+)`", row[3])
+        assert names or row[2].strip() == "open", row
+        assert all(f"def {name}(" in tests for name in names), row
 
 
 def test_a_checkpoint_alone_is_enough_to_evaluate(trained: Trained, machine: Machine, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 from wandb_server import WandbServer, draws
@@ -214,13 +215,14 @@ trainer.fit(Model(), loader, loader)
 class Client:
     """A machine with wandb: the place where a server's clients run."""
 
-    def __init__(self, place: Path, server: WandbServer) -> None:
+    def __init__(self, place: Path, server: WandbServer, temporary: str) -> None:
         self.place, self.server = place, server
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "WANDB_"))}
-        for name in ("HOME", "TMPDIR", "WANDB_CACHE_DIR", "WANDB_DATA_DIR", "WANDB_CONFIG_DIR"):
-            # Short: where the name of a socket in TMPDIR gets too long, the client sends no system metrics.
-            kept[name] = str(place / name.removeprefix("WANDB_")[:4])
+        for name in ("HOME", "WANDB_CACHE_DIR", "WANDB_DATA_DIR", "WANDB_CONFIG_DIR"):
+            kept[name] = str(place / name)
             Path(kept[name]).mkdir(exist_ok=True)
+        # Short: where the name of a socket in TMPDIR gets too long, the client sends no system metrics.
+        kept["TMPDIR"] = temporary
         self.env = kept | server.env() | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{kept['PATH']}"}
 
     def start(self, *command: str, **environment: str) -> subprocess.Popen[str]:
@@ -248,15 +250,16 @@ class Client:
 
 
 @pytest.fixture
-def client(tmp_path: Path, wandb_server: WandbServer) -> Client:
-    return Client(tmp_path, wandb_server)
+def client(tmp_path: Path, wandb_server: WandbServer) -> Iterator[Client]:
+    with TemporaryDirectory(prefix="w") as temporary:
+        yield Client(tmp_path, wandb_server, temporary)
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
     """A client, and its server, after one run that logged three versions of artifacts."""
-    with WandbServer() as server:
-        client = Client(tmp_path_factory.mktemp("trained"), server)
+    with TemporaryDirectory(prefix="w") as temporary, WandbServer() as server:
+        client = Client(tmp_path_factory.mktemp("trained"), server, temporary)
         (client.place / "tracked.txt").write_text("before")
         for command in ("init", "add tracked.txt", "remote add origin https://example.com/owner/name.git"):
             client.git(*command.split())

@@ -1,5 +1,6 @@
 """Where the values of a configuration come from, and what differs from a checkpoint's: imported when that is shown."""
 
+import json
 import re
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
@@ -72,25 +73,11 @@ def examined(
     recipe: dict[str, Any], layers: Sequence[str], flags: Sequence[str], theirs: Collection[str], show: bool
 ) -> list[str]:
     """Says what differs from a checkpoint; shows it all and ends, if asked to; asks for a secret that was not saved."""
-    if show:
-        print(commented(recipe, layers, flags, theirs))
+    if show:  # as YAML, flat
+        last = {short(name): place_of(source, theirs) for source, name, _ in given(layers, flags)}
+        for name, value in options(recipe):
+            print(f"{name}: {json.dumps(value)}  # {last.get(short(name), 'default')}")
         raise SystemExit(0)
     if name := next((short(name) for name, value in options(recipe) if value == REDACTED), ""):
         raise Mistake(f"{name}: expected the secret itself, which no record holds, as a flag, --{name}")
     return [*differences(recipe, layers, flags, theirs)]
-
-
-def commented(recipe: dict[str, Any], layers: Sequence[str], flags: Sequence[str], theirs: Collection[str]) -> str:
-    """The configuration as YAML, with a comment that says where each value comes from."""
-    last = {short(name): place_of(source, theirs) for source, name, _ in given(layers, flags)}
-    lines = yaml.safe_dump(recipe, sort_keys=False).splitlines()
-
-    def comment(node: yaml.MappingNode, name: str) -> None:
-        for key, value in node.value:
-            if isinstance(value, yaml.MappingNode) and value.value:
-                comment(value, f"{name}.{key.value}")
-            else:
-                lines[key.start_mark.line] += f"  # {last.get(short(f'{name}.{key.value}'[1:]), 'default')}"
-
-    comment(yaml.compose("\n".join(lines)), "")
-    return "\n".join(lines)

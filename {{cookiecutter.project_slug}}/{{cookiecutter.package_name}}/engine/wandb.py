@@ -119,7 +119,7 @@ class Wandb(WandbLogger):
             UPLOADS[0].add(checkpoint_callback)
 
     def define(self, metrics: dict[str, Any]) -> None:
-        """Has the summary show of each metric what its rules say; that rule replaces `*`, hence its x axis once more."""
+        """Has the summary show of a metric what its rules say. They replace that of `*`, hence its x axis once more."""
         for name, rules in metrics.items():
             summary = rules if isinstance(rules, str) else ",".join(rules)
             self.experiment.define_metric(name, summary=summary, step_metric="trainer/global_step", step_sync=True)
