@@ -1,6 +1,7 @@
 """Ways on from a checkpoint: a model, a run that begins with its weights, and a line where it will not do."""
 
 import csv
+import importlib
 import os
 import re
 import shutil
@@ -89,6 +90,7 @@ def test_what_the_model_no_longer_takes_is_left_out_with_a_warning(
     outcome = command(f"test --config @digits --ckpt_path {old} --trainer.logger false")
     assert outcome.code == 0
     assert re.fullmatch(r"warning: the model no longer takes vocabulary, which \S*old.ckpt has\n", outcome.err)
+    assert not importlib.import_module("odd_duck.engine.references").load(str(old)).training
 
 
 def test_a_broken_checkpoint_is_named_and_the_newest_whole_one_too(
@@ -172,6 +174,19 @@ SCHEDULES = {
 }
 SHORT = " --trainer.logger false --trainer.log_every_n_steps 1 --trainer.limit_train_batches 3"
 DETAILED = f"{SHORT} --callbacks.lr_monitor.log_weight_decay true --callbacks.lr_monitor.log_momentum true"
+
+
+def test_a_moved_run_is_evaluated_from_anywhere_by_every_verb(
+    trained: Path, command: Commands, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(trained, tmp_path / "else-where")
+    monkeypatch.chdir(tmp_path)
+    (best,) = (tmp_path / "else-where").glob("checkpoints/epoch*")
+    for reference, file in {"else-where": best.name, "else-where:last": "last.ckpt", str(best): best.name}.items():
+        for verb in ("validate", "test", "predict"):
+            outcome = command(f"{verb} --ckpt_path {reference}")
+            assert (outcome.code, outcome.err) == (0, ""), outcome.err
+            assert f"from     else-where/checkpoints/{file}\n" in outcome.out
 
 
 @pytest.mark.parametrize(("schedule", "way"), [*((name, "--resume") for name in SCHEDULES), ("cosine", "--ckpt_path")])

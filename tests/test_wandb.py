@@ -221,6 +221,9 @@ def test_the_guides_way_to_a_model_works_in_a_fresh_interpreter(trained: Trained
         "model = Classifier.load_from_checkpoint(Path(folder) / 'model.ckpt'); print(type(model).__name__)"
     )
     assert machine(f"-c {shlex.quote(script)}").endswith("Classifier\n")
+    script = "from odd_duck.engine.references import load; import sys; print(type(load(sys.argv[1])).__name__)"
+    reference = f"wandb:team/Odd.Duck/model-{trained.folder.name}:latest"
+    assert machine(f"-c {shlex.quote(script)} {reference}").endswith("Classifier\n")
 
 
 def test_a_reference_to_wandb_is_fetched_once_and_recorded_as_used(trained: Trained, machine: Machine) -> None:
@@ -402,6 +405,17 @@ def test_checkpoints_of_one_process_go_to_the_run_of_each_command(online: WandbS
         assert "latest" in aliases
         assert artifact.files["model.ckpt"] in [file.read_bytes() for file in run.glob("checkpoints/*.ckpt")]
         assert online.runs[run.name].state == "finished"
+
+
+def test_a_key_from_wandb_login_serves(machine: Machine) -> None:
+    elsewhere = {name: value for name, value in machine.env.items() if name != "WANDB_API_KEY"}
+    stranger = Machine(machine.project, elsewhere | {"HOME": f"{machine.env['HOME']}/stranger"}, machine.server)
+    Path(stranger.env["HOME"]).mkdir()
+    line = f"main.py fit --config configs/digits.yaml{BRIEF} --trainer.logger.name"
+    assert "offline (no key; to log in: wandb login)" in stranger(f"{line} before")
+    stranger(f"-m wandb login {machine.server.key}")
+    stranger(f"{line} after")
+    assert {run.name for run in machine.server.runs.values()} & {"before", "after"} == {"after"}
 
 
 def test_the_recipe_deletes_what_is_neither_best_nor_latest(trained: Trained, machine: Machine) -> None:

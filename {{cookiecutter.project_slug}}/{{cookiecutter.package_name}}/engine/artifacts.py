@@ -70,7 +70,7 @@ class Uploads:
         while file := self.queue.get():
             try:
                 self._deliver(file, file.stem.partition("-")[2])
-            except Exception as error:  # of W&B, whatever its kind: what is not delivered stays in the folder
+            except (Exception, Mistake) as error:  # of W&B, of whatever kind: what is not delivered stays in the folder
                 print(f"warning: W&B did not take a checkpoint: {error}")
 
     def _deliver(self, file: Path, alias: str) -> None:
@@ -80,8 +80,8 @@ class Uploads:
             about = {"epoch": content["epoch"], "step": self.step, "commit": commit()}
             about["class_path"] = content.get("hyper_parameters", {}).get("_class_path")
             for name, state in content["callbacks"].items():
-                if "ModelCheckpoint" in name and state["current_score"] is not None:
-                    about |= {"monitor": state["monitor"], "score": float(state["current_score"])}
+                if "ModelCheckpoint" in name and state.get("current_score") is not None:
+                    about |= {"monitor": state.get("monitor"), "score": float(state["current_score"])}
             artifact = wandb.Artifact(f"model-{self.run.id}", "model", metadata=about)
             artifact.add_file(str(file), "model.ckpt", policy="immutable")
             self.run.log_artifact(artifact, aliases=["latest", alias])
