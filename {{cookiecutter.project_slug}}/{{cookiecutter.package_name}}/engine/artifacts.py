@@ -5,7 +5,6 @@ import shutil
 import time
 from pathlib import Path
 from queue import SimpleQueue
-from tempfile import TemporaryDirectory
 from threading import Thread
 from typing import TYPE_CHECKING
 
@@ -98,11 +97,8 @@ def download(name: str, root: Path, option: str) -> Path:
         if artifact.type != "model" or "model.ckpt" not in artifact.manifest.entries:
             raise Mistake(f"{option}: wandb:{name}: expected a model with a file model.ckpt, got a {artifact.type}")
         file = root / ".artifacts" / name.partition(":")[0] / artifact.version / "model.ckpt"
-        file.parent.mkdir(parents=True, exist_ok=True)
         if not file.exists():
-            with TemporaryDirectory(dir=file.parent) as part:  # never half of it in the place of all
-                artifact.download(root=part, skip_cache=True)
-                (Path(part) / file.name).replace(file)
+            artifact.download(root=str(file.parent), skip_cache=True)  # moved there when it is whole
     except (wandb.errors.Error, ValueError, OSError) as error:
         raise Mistake(f"{option}: wandb:{name}: {error}") from error
     return file
