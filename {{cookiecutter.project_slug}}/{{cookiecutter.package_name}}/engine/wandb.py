@@ -104,7 +104,7 @@ class Wandb(WandbLogger):
         try:
             reason = "" if wandb.login(prompt=False, verify=True) else "no key"
         except wandb.errors.CommError as error:
-            reason = str(error)
+            reason = str(error).rstrip(".")
         if reason and os.environ.get("WANDB_MODE") == "online":
             raise Mistake(f"W&B: {reason}; WANDB_MODE=online asks for it")
         return reason and f" ({reason}; to log in: wandb login)"
