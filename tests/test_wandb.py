@@ -232,6 +232,7 @@ def test_a_reference_to_wandb_is_fetched_once_and_recorded_as_used(trained: Trai
         return sum(request.method == "GET" and request.path.startswith("/storage/blob/") for request in requests)
 
     reference = f"wandb:team/Odd.Duck/model-{trained.folder.name}:best"
+    shutil.rmtree(machine.project / "runs" / ".artifacts", ignore_errors=True)  # of other tests
     before = downloads()
     screen = machine(f"main.py test --ckpt_path {reference} --config configs/digits.yaml")
     again = machine(f"main.py fit --init_from {reference} --trainer.max_steps 1 --config configs/digits.yaml")
@@ -249,6 +250,7 @@ def test_a_reference_that_leads_nowhere_is_one_line_and_leaves_nothing(trained: 
     script += "a.add_file('README.md'); run.log_artifact(a).wait(); run.finish()"
     machine(f"-c {shlex.quote(script)}")
     model = f"team/Odd.Duck/model-{trained.folder.name}"
+    shutil.rmtree(machine.project / "runs" / ".artifacts", ignore_errors=True)
     kept = sorted(machine.project.glob("runs/.artifacts/**/*.ckpt"))
     for reference, said in {
         f"{model}:worst": "worst",
