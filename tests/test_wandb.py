@@ -7,6 +7,8 @@ import shlex
 import shutil
 import subprocess
 import sys
+import time
+import types
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +18,7 @@ import torch
 import yaml
 from command import Commands
 from conftest import TEMPLATE, Bake
+from lightning.pytorch import Callback, LightningModule, Trainer
 from wandb_server import Artifact, WandbServer
 from wandb_server import Run as Sent
 
@@ -407,6 +410,34 @@ def test_checkpoints_of_one_process_go_to_the_run_of_each_command(online: WandbS
         assert "latest" in aliases
         assert artifact.files["model.ckpt"] in [file.read_bytes() for file in run.glob("checkpoints/*.ckpt")]
         assert online.runs[run.name].state == "finished"
+
+
+def test_no_step_waits_for_wandb_and_what_it_did_not_answer_arrives_later(
+    online: WandbServer, command: Commands, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    began: list[float] = []
+
+    class Outage(Callback):
+        def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+            if trainer.current_epoch == 1:
+                online.fail("hang")
+                began.append(time.monotonic())
+
+        def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+            began.append(time.monotonic())
+            online.recover()
+
+    outages = types.ModuleType("outages")
+    outages.Outage = Outage  # type: ignore[attr-defined]
+    Outage.__module__ = "outages"
+    monkeypatch.setitem(sys.modules, "outages", outages)
+    line = "fit --config @digits --trainer.max_epochs 4 --trainer.logger.log_model all"
+    outcome = command(f"{line} --callbacks.checkpoint.save_top_k -1 --trainer.callbacks+ outages.Outage")
+    assert (outcome.code, outcome.err) == (0, ""), outcome
+    assert outcome.run is not None
+    assert began[1] - began[0] < 15  # the client alone waits 19 s for an answer, for each checkpoint
+    assert [artifact.metadata["step"] for _, artifact in versions(online, outcome.run.name)] == [19, 38, 57, 76]
+    assert len([row for row in online.runs[outcome.run.name].history if "val/acc" in row]) == 4
 
 
 def test_a_key_from_wandb_login_serves(machine: Machine) -> None:
