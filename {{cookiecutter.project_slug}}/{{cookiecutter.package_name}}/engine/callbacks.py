@@ -3,20 +3,34 @@
 import copy
 import math
 import os
+import random
+import secrets
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from datetime import timedelta
 from difflib import get_close_matches
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
+from weakref import proxy
 
+import numpy as np
+import torch
 import yaml
+from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.model_helpers import is_overridden
+from lightning.pytorch.utilities.seed import isolate_rng
+from torch import Tensor
+from torch.utils.data import BatchSampler, DataLoader, Sampler
+from torchmetrics import Metric
 
 from . import Mistake, nearest
-from .run import Run, commit, redacted, shown
+from .run import MetricsFile, Run, commit, redacted, shown
 from .wandb import Wandb
 
 Rule = Literal["min", "max", "mean", "last"]
@@ -69,11 +83,79 @@ class Summaries(Callback):
             self.best = state_dict["best"]
 
 
+class Backup(ModelCheckpoint):
+    """Keeps last.ckpt, with which a run goes on as if it had never ended: of each epoch's end, and of steps between.
+
+    A checkpoint takes the place of the one before only when what was logged up to its step is written too.
+
+    Args:
+        dirpath: Folder of last.ckpt.
+        every_n_train_steps: Optimizer steps from one to the next within an epoch, if any.
+        train_time_interval: Time from one to the next within an epoch, if any.
+        save_on_exception: Whether to write one when the training fails.
+    """
+
+    def __init__(
+        self,
+        dirpath: str,
+        every_n_train_steps: int | None = None,
+        train_time_interval: timedelta | None = None,
+        save_on_exception: bool = False,
+    ) -> None:
+        super().__init__(dirpath, save_top_k=0, save_on_exception=save_on_exception, enable_version_counter=False)
+        self.every = every_n_train_steps
+        self.interval = train_time_interval
+        self.waiting: Path | None = None
+        self.step = -1  # of the last one, once the training has begun
+        self.time = 0.0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.step, self.time = trainer.global_step, time.monotonic()
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        batches = args[-1] + 1
+        due = bool(self.every) and trainer.global_step % self.every == 0
+        if self.interval is not None:
+            due |= trainer.strategy.broadcast(time.monotonic() - self.time >= self.interval.total_seconds())
+        # Not between gradients that are summed up, and not before a validation, which going on would leave out.
+        if due and not (batches % trainer.accumulate_grad_batches or trainer.is_last_batch or validates(trainer)):
+            self._save(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._save(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        pass
+
+    def _save(self, trainer: Trainer) -> None:
+        if not trainer.fast_dev_run:
+            self.step, self.time = trainer.global_step, time.monotonic()
+            self.last_model_path = os.path.join(str(self.dirpath), "last.ckpt")
+            self.waiting = Path(self.last_model_path).with_suffix(".part")
+            trainer.save_checkpoint(self.waiting, weights_only=False)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        if self.waiting:
+            if trainer.is_global_zero:
+                self.waiting.replace(self.last_model_path)
+                for logger in trainer.loggers:
+                    logger.after_save_checkpoint(proxy(self))
+            self.waiting = None
+
+    on_train_epoch_start = on_train_end = on_train_batch_start
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        if self.save_on_exception and self.step not in (-1, trainer.global_step):
+            self._save(trainer)
+        self.on_train_batch_start(trainer, pl_module)
+
+
 @dataclass
 class Callbacks:
     """The callbacks that configs/defaults.yaml sets; null for none. All others go into `trainer.callbacks`."""
 
     checkpoint: ModelCheckpoint | None = None
+    backup: Backup | None = None
     early_stopping: EarlyStopping | None = None
     lr_monitor: LearningRateMonitor | None = None
     summaries: Summaries | None = None
@@ -144,9 +226,13 @@ class Record(Callback):
         self.begun: dict[str, Any] = {}
         self.restored: dict[str, Any] = {}
         self.restored_step = -1
+        self.rows_end = 0
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.begun = begun_with(trainer)
+        for logger in trainer.loggers:
+            if isinstance(logger, MetricsFile):
+                logger.forget(self.rows_end)
         if self.restored:
             from .references import renew
 
@@ -160,7 +246,7 @@ class Record(Callback):
         from .references import adapt
 
         self.restored, self.restored_step = checkpoint, checkpoint["global_step"]
-        adapt(trainer, self.run, self.checkpoint, checkpoint)
+        self.rows_end = adapt(trainer, self.run, self.checkpoint, checkpoint)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if self.done or trainer.fast_dev_run or not trainer.is_global_zero:  # type: ignore[attr-defined]
@@ -211,6 +297,170 @@ class Checkpoints(TorchCheckpointIO):
         with part.open("rb") as file:
             os.fsync(file.fileno())
         part.replace(path)
+
+
+class Bookmark(Callback):
+    """Keeps in each checkpoint what Lightning leaves out: the place in the data, random states, metrics not yet due.
+
+    Training goes on from there as if it had not ended, bit by bit, with map-style datasets and any plain sampler.
+    """
+
+    def __init__(self) -> None:
+        self.seed = self.epoch = self.batch = 0
+        self.metrics: dict[str, Any] = {}  # what was logged last, for a scheduler or a callback that monitors it
+        self.ranks: list[dict[str, Any]] = []
+        self.means: dict[str, dict[str, Tensor]] = {}  # of this epoch, as `self.log` sums them up
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self.seed = trainer.strategy.broadcast(int(os.environ.get("PL_GLOBAL_SEED") or secrets.randbits(32)))
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        loop = trainer.fit_loop
+        epoch, batch = loop.epoch_progress.current.ready, loop.epoch_loop.batch_progress.current.processed
+        here: dict[str, Any] = {"states": {}, "means": {}}
+        if batch < trainer.num_training_batches:
+            epoch -= 1
+            metrics = [item for item in pl_module.named_modules() if isinstance(item[1], Metric)]
+            means = [item for item in loop.epoch_loop._results.items() if item[1].is_tensor and item[1].meta.on_epoch]
+            here = {"states": dict(metrics), "means": dict(means)}
+            here = {kind: {name: metric.metric_state for name, metric in of.items()} for kind, of in here.items()}
+        else:
+            batch = 0
+        here = {"random": random_states(), **move_data_to_device(here, "cpu")}
+        ranks: list[Any] = [here] * trainer.world_size
+        if trainer.world_size > 1:
+            torch.distributed.all_gather_object(ranks, here)
+        metrics = {name: value.cpu() for name, value in trainer.callback_metrics.items()}
+        checkpoint["bookmark"] = {"seed": self.seed, "epoch": epoch, "batch": batch, "metrics": metrics, "ranks": ranks}
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        vars(self).update(checkpoint.get("bookmark", {}))
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not self.ranks:
+            return
+        loop = trainer.fit_loop
+        if not self.batch and loop.restarting:  # with `max_steps` Lightning would take an ended epoch for one begun
+            loop.epoch_progress.increment_completed()
+            loop.on_iteration_done()
+            loop.epoch_loop.on_iteration_done()
+        trainer.callback_metrics.update(self.metrics)
+        for config in trainer.lr_scheduler_configs if not self.batch else []:
+            ended = config.interval == "epoch" and self.epoch % config.frequency == 0
+            if config.reduce_on_plateau and ended and config.monitor in self.metrics:  # Lightning does so after saving
+                pl_module.lr_scheduler_step(config.scheduler, self.metrics[config.monitor])
+        if len(self.ranks) == trainer.world_size:
+            mine = move_data_to_device(self.ranks[trainer.global_rank], pl_module.device)
+            self.means = mine["means"]
+            for name, module in pl_module.named_modules():
+                vars(module).update(mine["states"].get(name, {}))
+            restore_random_states(self.ranks[trainer.global_rank]["random"])
+        else:
+            rank_zero_only(print)(f"ranks    {len(self.ranks)} before, {trainer.world_size} now: not the same to the bit")
+        self.ranks = []
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        if trainer.fit_loop.restarting:  # or Lightning would leave out the scheduler that waits for this epoch's metric
+            trainer.fit_loop.on_iteration_done()
+        for key in self.means.keys() & (results := trainer.fit_loop.epoch_loop._results).keys() if self.means else ():
+            combine = {torch.max: torch.maximum, torch.min: torch.minimum}.get(results[key].meta.reduce_fx, torch.add)
+            for name, before in self.means.pop(key).items():
+                setattr(results[key], name, combine(getattr(results[key], name), before))
+
+    def order(self, loader: Any, trainer: Trainer) -> Any:
+        """Has a loader read in an order that can be taken up anywhere, each rank its share; returns the loader."""
+        batches = getattr(loader, "batch_sampler", None)
+        if isinstance(loader, DataLoader) and type(batches) is BatchSampler:
+            batches.sampler = Order(batches.sampler, batches.batch_size, self, trainer, loader.num_workers > 0)
+            loader.generator = loader.generator or torch.Generator()  # a loader would draw from that of all
+        elif trainer.training:
+            rank_zero_only(print)("resuming exact to the bit: not with an IterableDataset or batches of your own")
+        return loader
+
+
+class Order(Sampler[int]):
+    """What a sampler yields in an epoch, drawn from the run's seed and the epoch alone; each rank takes its turn.
+
+    To train, all ranks take equally many, so that none waits for another; to evaluate, they take each sample once.
+    """
+
+    def __init__(self, sampler: Any, batch_size: int, mark: Bookmark, trainer: Trainer, seeds: bool) -> None:
+        self.sampler = sampler.sampler if isinstance(sampler, Order) else sampler
+        self.batch_size, self.mark, self.seeds = batch_size, mark, seeds
+        self.rank, self.ranks, self.training = trainer.global_rank, trainer.world_size, trainer.training
+        self.epoch = trainer.fit_loop.epoch_progress.current.processed
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by Lightning before each epoch."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        samples = len(self.sampler)
+        return samples // self.ranks if self.training else len(range(self.rank, samples, self.ranks))
+
+    def __iter__(self) -> Iterator[int]:
+        with isolate_rng():
+            seed = sow(self.mark.seed, self.epoch)
+            if getattr(self.sampler, "generator", None) is not None:
+                self.sampler.generator.manual_seed(seed)
+            samples = list(self.sampler)
+        first = self.mark.batch * self.batch_size if self.training and self.epoch == self.mark.epoch else 0
+        mine = samples[self.rank :: self.ranks][: len(self)]
+        for position, index in enumerate(islice(mine, first, None), first):
+            begins = self.seeds and position % self.batch_size == 0
+            yield Index(index, (self.mark.seed, self.epoch, self.rank, position)) if begins else index
+
+
+def validates(trainer: Trainer) -> bool:
+    """Whether a validation follows the present batch of the training."""
+    every = trainer.val_check_batch
+    if not trainer.enable_validation or every is None or every == math.inf:
+        return False
+    loop = trainer.fit_loop
+    return (1 + (loop.total_batch_idx if trainer.check_val_every_n_epoch is None else loop.batch_idx)) % every == 0
+
+
+class Index(int):
+    """An index that begins a batch: whichever process it is sent to draws what augments this batch from its words."""
+
+    words: tuple[int, ...]
+
+    def __new__(cls, index: int, words: tuple[int, ...]) -> "Index":
+        self = super().__new__(cls, index)
+        self.words = words
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return received, (int(self), self.words)
+
+
+def received(index: int, words: tuple[int, ...]) -> int:
+    sow(*words)
+    return index
+
+
+def sow(*words: int) -> int:
+    """Seeds this process by several words at once; returns the seed. Source: numpy.random.SeedSequence."""
+    seed = int(np.random.SeedSequence(words).generate_state(1)[0])
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+    return seed
+
+
+def random_states() -> dict[str, Any]:
+    """The states of this process's random number generators, in types that a checkpoint may hold."""
+    kind, keys, *rest = np.random.get_state()
+    states = {"python": random.getstate(), "numpy": (kind, keys.tolist(), *rest), "torch": torch.get_rng_state()}
+    return states | ({"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else {})
+
+
+def restore_random_states(states: dict[str, Any]) -> None:
+    random.setstate(states["python"])
+    np.random.set_state(states["numpy"])
+    torch.set_rng_state(states["torch"])
+    if "cuda" in states and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states["cuda"])
 
 
 class EpochLines(Callback):

@@ -20,7 +20,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from . import SECTIONS, VERBS, Mistake
-from .callbacks import Callbacks, Checkpoints, EpochLines, NameCheck, Record
+from .callbacks import Bookmark, Callbacks, Checkpoints, EpochLines, NameCheck, Record
 from .run import LOCKS, PROJECT, REDACTED, MetricsFile, Run, command, redacted, runs_root, shown
 from .wandb import Wandb, finish
 
@@ -67,6 +67,7 @@ def silence() -> None:
         r"Checkpoint directory .* exists and is not empty",  # of a run that goes on
         r"The dirpath has changed",  # a new run that begins at another's checkpoint has a best of its own
         r".*does not have many workers",  # data in memory needs none
+        r"You're resuming from a checkpoint that ended before the epoch ended",  # ours tells where it ended
     ):
         warnings.filterwarnings("ignore", message)
 
@@ -161,7 +162,8 @@ class CLI(LightningCLI):
         settings, named = config.trainer, config.callbacks
         theirs = settings.callbacks if isinstance(settings.callbacks, list) else [*filter(None, [settings.callbacks])]
         ours = [NameCheck(named), *filter(None, vars(named).values())] if self.subcommand == "fit" else []
-        callbacks = [self.record, *theirs, *ours]  # theirs first: what they log can be monitored
+        bookmark = Bookmark()
+        callbacks = [self.record, *theirs, *ours, bookmark]  # theirs first: what they log can be monitored
         if settings.barebones:
             callbacks = theirs
             kwargs.update(dict.fromkeys(BAREBONES))
@@ -173,7 +175,13 @@ class CLI(LightningCLI):
             callbacks = [callback for callback in callbacks if not isinstance(callback, Checkpoint)]
         # Without any, Lightning would add a ModelCheckpoint of its own.
         kwargs["enable_checkpointing"] = any(isinstance(callback, Checkpoint) for callback in callbacks)
+        shares = settings.use_distributed_sampler and bookmark in callbacks and self.subcommand != "predict"
+        if shares:
+            kwargs["use_distributed_sampler"] = False
         trainer = super().instantiate_trainer(callbacks=callbacks, **kwargs)
+        if shares:
+            process = trainer.strategy.process_dataloader
+            trainer.strategy.process_dataloader = lambda loader: process(bookmark.order(loader, trainer))
         if trainer.is_global_zero and self.record in callbacks and not settings.fast_dev_run:
             self.run.lock()
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:

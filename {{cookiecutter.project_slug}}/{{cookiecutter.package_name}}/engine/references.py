@@ -153,8 +153,11 @@ def restarted(run: Run) -> Path:
     return newest_checkpoint(run.folder)
 
 
-def adapt(trainer: Trainer, run: Run, file: str | None, checkpoint: dict[str, Any]) -> None:
-    """Tells a ModelCheckpoint of this run where its files are now, for the folder may have been moved."""
+def adapt(trainer: Trainer, run: Run, file: str | None, checkpoint: dict[str, Any]) -> int:
+    """Tells a ModelCheckpoint of this run where its files are now, for the folder may have been moved.
+
+    Returns the step from which on the run logs again.
+    """
     for callback in trainer.early_stopping_callbacks:  # whose state would overrule a new patience
         checkpoint["callbacks"].get(callback.state_key, {})["patience"] = callback.patience
     here = str(run.folder / "checkpoints")
@@ -164,6 +167,9 @@ def adapt(trainer: Trainer, run: Run, file: str | None, checkpoint: dict[str, An
             for key, value in state.items():
                 state[key] = value.replace(before, here) if isinstance(value, str) else value
             state["best_k_models"] = {k.replace(before, here): v for k, v in state["best_k_models"].items()}
+    loops = checkpoint["loops"]["fit_loop"]
+    epochs, step = loops["epoch_progress"]["current"], loops["epoch_loop.state_dict"]["_batches_that_stepped"]
+    return step + (epochs["processed"] < epochs["ready"])  # within an epoch the last step is not counted yet
 
 
 def renew(trainer: Trainer, begun: dict[str, Any], checkpoint: dict[str, Any]) -> None:

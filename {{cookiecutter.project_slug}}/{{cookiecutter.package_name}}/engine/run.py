@@ -64,6 +64,8 @@ class Run:
             raise Mistake(f"run {self.id}: another process is at work on it") from error
         except (NotImplementedError, OSError):  # a file system without locks
             pass
+        for unfinished in self.folder.glob("checkpoints/*.part"):
+            unfinished.unlink()
 
 
 def runs_root() -> Path:
@@ -126,15 +128,28 @@ class MetricsFile(DummyLogger):
         if not self.write:  # but under `fast_dev_run`
             return
         values = sorted((name, getattr(value, "item", lambda v=value: v)()) for name, value in metrics.items())
-        rows: list[dict[str, Any]] = [{"step": step, **dict(values)}]
-        if self.file.exists():
-            with self.file.open("a+", newline="") as stream:
-                if rows[0].keys() <= set(self.columns):
-                    csv.DictWriter(stream, self.columns, lineterminator="\n").writerows(rows)
-                    return
-                stream.seek(0)
-                rows = [*csv.DictReader(stream), *rows]
-        self.columns = list(dict.fromkeys([*self.columns, *rows[0], *rows[-1]]))
+        row: dict[str, Any] = {"step": step, **dict(values)}
+        if self.file.exists() and row.keys() <= set(self.columns):
+            with self.file.open("a", newline="") as stream:
+                csv.DictWriter(stream, self.columns, lineterminator="\n").writerow(row)
+        else:
+            self._write([*self._read(), row])
+
+    @rank_zero_only
+    def forget(self, step: int) -> None:
+        """Drops the rows from this step on, which are about to be logged again; what a test has logged stays."""
+        if self.write and self.file.exists():
+            tested = re.compile(r"test/.")
+            self._write([row for row in self._read() if int(row["step"]) < step or any(map(tested.match, filter(row.get, row)))])
+
+    def _read(self) -> list[dict[str, Any]]:
+        if not self.file.exists():
+            return []
+        with self.file.open(newline="") as stream:
+            return [*csv.DictReader(stream)]
+
+    def _write(self, rows: list[dict[str, Any]]) -> None:
+        self.columns = list(dict.fromkeys([*self.columns, *(name for row in rows for name in row)]))
         self.file.parent.mkdir(parents=True, exist_ok=True)
         whole = self.file.with_suffix(".tmp")  # with a new header: never half of it in the place of all
         with whole.open("w", newline="") as stream:
