@@ -20,6 +20,10 @@ test: .venv/ready  # what takes minutes
 test-all: test  # and what takes longer: fresh environments, `make demo` itself
 	$(BIN)/python -m pytest -n auto -m slow
 
+ROUNDS ?= 100
+chaos: .venv/ready  # kills and resumes so many runs at random moments, and compares them with undisturbed ones
+	$(BIN)/python tests/chaos.py --rounds $(ROUNDS)
+
 check: .venv/ready  # ruff and mypy, on the template's own Python and on a baked project; never writes
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -44,4 +48,4 @@ fix: .venv/ready  # what ruff can mend by itself
 	$(BIN)/python -m pip install --disable-pip-version-check --requirement requirements.txt
 	@touch $@
 
-.PHONY: demo test test-all check fix
+.PHONY: demo test test-all chaos check fix

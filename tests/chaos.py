@@ -1,0 +1,790 @@
+"""Kills runs at random moments, goes on with `fit --resume` until they are done, and compares with undisturbed ones.
+
+    python tests/chaos.py --rounds 100
+
+A round draws a configuration and moments from its seed, which is printed: `--seed N --rounds 1` repeats it. The plan is
+the same then, the instant is the machine's. Moments follow what the run shows: so many steps, a checkpoint that is
+being written, a validation, or seconds alone. What must be equal in the end: every tensor and number in every
+checkpoint, which files there are, each row of metrics.csv, config.yaml, W&B's history and its `best/*`.
+
+Most starts are forks of one process that has imported torch, Lightning and wandb, and nothing of the project: that
+saves four of five seconds and is as true. A fork is a process of its own that the kernel kills like any other; the
+project is imported and `main.py` run in it from its first line, and no state of an earlier start is in it, since its
+parent never runs anything. The trap of forking, a pool of threads that only the parent has, is shut: the parent runs
+one thread, and says so before the first start. The rest of the starts, and what they start, are `python main.py`.
+"""
+
+import argparse
+import atexit
+import contextlib
+import csv
+import functools
+import itertools
+import json
+import math
+import os
+import random
+import re
+import runpy
+import shutil
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from multiprocessing import get_context, set_start_method
+from multiprocessing.context import ForkServerContext
+from pathlib import Path
+from typing import Any
+
+import torch
+from wandb_record import records
+from wandb_server import WandbServer
+
+TEMPLATE = Path(__file__).parents[1]
+EPOCHS = 3
+STEPS = {1: 19, 2: 9}  # of an epoch, by the number of devices
+PATIENCE = 120  # seconds that one start may take
+GRACE = 8  # seconds in which what a killed process leaves must end; a loading process looks for its parent every 5
+
+TEMPORARY = "t"  # the processes' TMPDIR, beside the run's folder; W&B names a socket in it: short
+
+RESEARCH = '''
+"""What the chaos test trains: the example, but each step draws from every generator, and leaves a mark."""
+
+import os
+import random
+import shutil
+import time
+
+import numpy
+import torch
+from lightning.pytorch import Callback
+from lightning.pytorch.cli import LRSchedulerCallable
+from lightning.pytorch.loggers.logger import DummyLogger
+from torch.nn import functional as F
+from torchmetrics.classification import MulticlassAccuracy
+
+from PACKAGE.data import Digits, Images
+from PACKAGE.model import Classifier
+
+
+def mark(what):
+    if os.environ.get("CHAOS_MARKS") and os.environ.get("LOCAL_RANK", "0") == "0":
+        with open(os.environ["CHAOS_MARKS"], "a") as file:
+            file.write(f"{time.time()} {what}\\n")
+
+
+class NoisyImages(Images):
+    def __getitems__(self, indices):
+        images, labels = super().__getitems__(indices)
+        return images + 0.1 * torch.randn_like(images), labels
+
+
+class NoisyDigits(Digits):
+    def __init__(self, batch_size: int = 64, num_workers: int = 0, noise: bool = False):
+        super().__init__(batch_size, num_workers)
+        self.noise = noise
+
+    def setup(self, stage):
+        super().setup(stage)
+        if self.noise:
+            self.train = NoisyImages(*self.train.tensors)
+
+
+class Restless(Classifier):
+    def __init__(
+        self,
+        num_classes: int,
+        width: int = 4,
+        lr: float = 0.01,
+        lr_scheduler: LRSchedulerCallable | None = None,
+        ballast: int = 0,
+        pace: float = 0.0,
+    ):
+        super().__init__(num_classes, width, 0.25, lr, None, lr_scheduler)
+        self.ballast = torch.nn.Parameter(torch.zeros(ballast), requires_grad=False)  # so that writing takes a while
+        self.pace = pace
+        self.train_acc = MulticlassAccuracy(num_classes, average="micro")
+
+    def training_step(self, batch, batch_idx):
+        time.sleep(self.pace)
+        images, labels = batch
+        images = images.flip(-1) if random.random() < 0.5 else images
+        logits = self(images + 0.1 * float(numpy.random.rand()))
+        loss = F.cross_entropy(logits, labels)
+        self.train_acc.update(logits, labels)
+        self.log("train/loss", loss)
+        self.log("train/acc", self.train_acc, on_step=False, on_epoch=True)
+        return loss
+
+    def on_train_batch_start(self, batch, batch_idx):
+        mark(f"step {self.trainer.global_step} {batch_idx + 1}/{self.trainer.num_training_batches}")
+
+    def on_validation_start(self):
+        mark("validation")
+
+    def on_save_checkpoint(self, checkpoint):
+        mark("save")
+
+    def on_train_end(self):
+        mark("end")
+
+
+class Frozen(DummyLogger):
+    """Keeps the run's folder as it is before each row: what a kill would leave there."""
+
+    def __init__(self, run: str):
+        super().__init__()
+        self.run = run
+
+    def log_metrics(self, metrics, step=None):
+        if os.environ.get("CHAOS_FROZEN"):
+            copies = os.environ["CHAOS_FROZEN"]
+            names = "+".join(sorted(metrics)).replace("/", "-")
+            copy = f"{copies}/{len(os.listdir(copies)):03d}-step-{step}-{names}/{os.path.basename(self.run)}"
+            shutil.copytree(self.run, copy)
+
+
+class Cost(Callback):
+    """Says what a checkpoint costs, all told."""
+
+    def on_train_end(self, trainer, pl_module):
+        file = os.path.join(trainer.default_root_dir, "cost.ckpt")
+        for _ in range(5):
+            began = time.perf_counter()
+            trainer.save_checkpoint(file)
+            print(f"cost {time.perf_counter() - began} {os.path.getsize(file)}")
+            os.remove(file)
+'''
+
+
+def write_research(project: Path, folder: Path) -> None:
+    """Writes `chaotic.py`, for a project, into a folder."""
+    package = next(file.parent.parent.name for file in project.glob("*/engine/__init__.py"))
+    (folder / "chaotic.py").write_text(RESEARCH.lstrip().replace("PACKAGE", package))
+
+
+# Starts -----------------------------------------------------------------------------------------------------------
+
+
+def is_alone() -> None:
+    """Runs in a fork: whether the process it came from has no other thread."""
+    assert len(os.listdir(f"/proc/{os.getppid()}/task")) == 1
+
+
+@functools.cache
+def nursery() -> ForkServerContext:
+    """Brings up the process that has imported what takes long, and from which starts are forked."""
+    context = get_context("forkserver")
+    libraries = ("lightning.pytorch.cli", "wandb", "sklearn.datasets", "torchmetrics.classification", "torch._dynamo")
+    context.set_forkserver_preload(list(libraries))
+    before = os.environ.get("OMP_NUM_THREADS")
+    os.environ["OMP_NUM_THREADS"] = "1"
+    try:
+        process = context.Process(target=is_alone)
+        process.start()
+        process.join()
+        assert process.exitcode == 0
+    finally:
+        os.environ.pop("OMP_NUM_THREADS")
+        os.environ |= {"OMP_NUM_THREADS": before} if before else {}
+    return context
+
+
+def run_forked(words: list[str], project: str, env: dict[str, str], log: str) -> None:
+    """Makes this fork what `python WORDS` would be in that folder and environment."""
+    os.setsid()
+    screen = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(screen, 1)
+    os.dup2(screen, 2)
+    os.chdir(project)
+    os.environ.clear()
+    os.environ.update(env)
+    tempfile.tempdir = None
+    set_start_method("fork", force=True)  # Linux's own in 3.11, and not what this fork came by
+    sys.path[:] = [project, *(path for path in sys.path if path != os.path.dirname(__file__))]
+    if words[0] == "-m":
+        sys.argv = words[1:]
+        runpy.run_module(words[1], run_name="__main__", alter_sys=True)
+    else:
+        sys.argv = words
+        runpy.run_path(words[0], run_name="__main__")
+    atexit._run_exitfuncs()  # which a fork of multiprocessing leaves out
+
+
+def processes(sessions: set[int], mark: str) -> dict[int, str]:
+    """What lives of these sessions, or began with this text in its environment: names by process id."""
+    found = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            name, state, _, _, session, *_ = re.split(r"[()] ?| ", (folder / "stat").read_text().split(" ", 1)[1])[1:]
+            if state != "Z" and (int(session) in sessions or mark.encode() in (folder / "environ").read_bytes()):
+                found[int(folder.name)] = name
+    return found
+
+
+class Start:
+    """One start of the command line, with all its processes.
+
+    Args:
+        words: What follows `python`.
+        marks: File for the marks of the model.
+        ranks: How many processes to start here, as a launcher of one's own would; else Lightning starts the second.
+        real: Whether as `python main.py`, instead of a fork.
+    """
+
+    def __init__(
+        self, words: list[str], project: Path, env: dict[str, str], log: Path, ranks: int = 1, real: bool = False
+    ) -> None:
+        self.log = log
+        self.marks_file = log.with_suffix(".marks")
+        self.mark = f"CHAOS_MARKS={self.marks_file}"
+        self.real = real
+        self.began = time.time()
+        env = env | {"CHAOS_MARKS": str(self.marks_file)}
+        self.popen: list[subprocess.Popen[bytes]] = []
+        self.forks: list[Any] = []
+        if real:
+            with log.open("ab") as screen:
+                python = [sys.executable, *words]
+                options: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": screen, "stderr": screen}
+                self.popen.append(subprocess.Popen(python, cwd=project, env=env, start_new_session=True, **options))
+        else:
+            together = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "NODE_RANK": "0"}
+            for rank in range(ranks):
+                own = env | together | {"LOCAL_RANK": str(rank)} if ranks > 1 else env
+                fork = nursery().Process(target=run_forked, args=(words, str(project), own, str(log)))
+                fork.start()
+                self.forks.append(fork)
+        self.ids = [process.pid for process in (*self.popen, *self.forks)]
+
+    @property
+    def codes(self) -> list[int | None]:
+        return [process.poll() for process in self.popen] + [process.exitcode for process in self.forks]
+
+    @property
+    def over(self) -> bool:
+        return all(code is not None for code in self.codes)
+
+    @property
+    def marks(self) -> list[str]:
+        """What the model has said so far: each line a time and an event."""
+        return self.marks_file.read_text().splitlines() if self.marks_file.exists() else []
+
+    @property
+    def seconds_to_first_step(self) -> float | None:
+        steps = [mark for mark in self.marks if " step " in mark]
+        return float(steps[0].split()[0]) - self.began if steps else None
+
+    def living(self) -> dict[int, str]:
+        return processes(set(self.ids), self.mark)
+
+    def kill(self, whom: str) -> list[str]:
+        """Kills the first process, another rank, or all at once; then waits for the rest and ends what is left of it.
+
+        Returns the names of what was left.
+        """
+        if whom == "all":
+            self.end()
+        else:
+            ranks = self.ids[1:]
+            if self.real:  # then the second rank is a child of the first
+                first = self.ids[0]
+                ranks = [
+                    i for i, name in self.living().items() if i != first and "python" in name and parent(i) == first
+                ]
+            victim = ranks[0] if whom == "rank" and ranks else self.ids[0]
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(victim, signal.SIGKILL)
+        limit = time.monotonic() + GRACE
+        while (left := self.living()) and time.monotonic() < limit:
+            time.sleep(0.05)
+        self.end()
+        return sorted(left.values())
+
+    def end(self) -> None:
+        """Kills all processes of this start, and waits until they are gone."""
+        limit = time.monotonic() + 10
+        while time.monotonic() < limit and (living := self.living()):
+            for process in living:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(process, signal.SIGKILL)
+            time.sleep(0.005)
+        for process in (*self.popen, *self.forks):
+            process.wait() if isinstance(process, subprocess.Popen) else process.join()
+
+
+def parent(process: int) -> int:
+    with contextlib.suppress(OSError):
+        return int(Path(f"/proc/{process}/stat").read_text().rpartition(") ")[2].split()[1])
+    return 0
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+# Comparison -------------------------------------------------------------------------------------------------------
+
+
+def unlike(expected: Any, got: Any, place: str = "") -> Iterator[str]:
+    """Where two checkpoints differ, by a single bit or number; texts may name each its own folder and run."""
+    if type(expected) is not type(got):
+        yield f"{place}: {type(expected).__name__} became {type(got).__name__}"
+    elif isinstance(expected, dict):
+        for key in dict.fromkeys([*expected, *got]):
+            if key in expected and key in got:
+                yield from unlike(expected[key], got[key], f"{place}.{key}")
+            else:
+                yield f"{place}.{key}: {'lost' if key in expected else 'new'}"
+    elif isinstance(expected, list | tuple):
+        if len(expected) != len(got):
+            yield f"{place}: {len(expected)} items became {len(got)}"
+        for n, (one, other) in enumerate(zip(expected, got, strict=False)):
+            yield from unlike(one, other, f"{place}[{n}]")
+    elif isinstance(expected, torch.Tensor):
+        if expected.dtype != got.dtype or not torch.equal(expected, got):
+            apart = f"by {(expected - got).abs().max():.2g}" if expected.shape == got.shape else "in shape"
+            yield f"{place}: a tensor differs {apart}"
+    elif expected != got and not (isinstance(expected, float) and math.isnan(expected) and math.isnan(got)):
+        yield f"{place}: {expected!r:.60} became {got!r:.60}"
+
+
+def anonymous(value: Any, run: str) -> Any:
+    """A checkpoint's content without the run's id, and without the folder in which it lies, or lay."""
+    if isinstance(value, dict):
+        return {anonymous(key, run): anonymous(item, run) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [anonymous(item, run) for item in value]
+    return re.sub(rf"(/.*/)?{run}", "RUN", value) if isinstance(value, str) else value
+
+
+def rows(run: Path) -> list[dict[str, str]]:
+    """The rows of metrics.csv, without the empty cells."""
+    with (run / "metrics.csv").open(newline="") as file:
+        return [{name: value for name, value in row.items() if value} for row in csv.DictReader(file)]
+
+
+def recorded_history(run: Path) -> Iterator[dict[str, Any]]:
+    """The history in all that W&B's client wrote of a run on disk, start by start."""
+    for file in sorted(run.glob("wandb/*run-*/*.wandb")):
+        with contextlib.suppress(AssertionError):  # a killed client may leave a piece at the end
+            for record in records(file):
+                if record.WhichOneof("record_type") == "history":
+                    items = record.history.item
+                    yield {"/".join(item.nested_key) or item.key: json.loads(item.value_json) for item in items}
+
+
+Kind = tuple[float, tuple[str, ...]]  # a row's step, and what it tells of
+
+
+def by_kind(history: Iterator[dict[str, Any]] | list[dict[str, Any]]) -> dict[Kind, list[dict[str, Any]]]:
+    """Rows of W&B, each value with the trainer's step, by step and names."""
+    found: dict[Kind, list[dict[str, Any]]] = {}
+    for row in history:
+        values = {name: value for name, value in row.items() if name[0] != "_"}
+        if (step := values.pop("trainer/global_step", None)) is not None:
+            found.setdefault((step, tuple(sorted(values))), []).append(values)
+    return found
+
+
+@dataclass
+class Verdict:
+    """What differs from the undisturbed run, and what W&B's history lost or has more often."""
+
+    differences: list[str] = field(default_factory=list)
+    lost: int = 0
+    doubled: int = 0
+
+    def history(self, what: str, expected: dict[Kind, Any], got: dict[Kind, Any]) -> None:
+        """Compares the rows of W&B: none may be missing, and one more of a row must be equal to it."""
+        lost = [kind for kind in expected if len(got.get(kind, ())) < len(expected[kind])]
+        wrong = [kind for kind in got if any(row not in expected.get(kind, ()) for row in got[kind])]
+        self.lost += len(lost)
+        self.doubled += sum(max(0, len(got.get(kind, ())) - len(expected[kind])) for kind in expected)
+        for kinds, said in ((lost, "lost"), (wrong, "wrong")):
+            if kinds:
+                shown = "; ".join(f"step {step:g} {'+'.join(names)}" for step, names in kinds[:3])
+                self.differences.append(f"{what}: {len(kinds)} rows {said}, {shown}")
+
+
+def compare(reference: Path, run: Path) -> Verdict:
+    """Compares all that two runs left on the disk."""
+    verdict = Verdict()
+    found = verdict.differences
+    for folder in (".", "checkpoints"):
+        expected, got = ({file.name for file in (root / folder).iterdir()} for root in (reference, run))
+        found += [f"{name}: {'lost' if name in expected else 'left over'}" for name in sorted(expected ^ got)]
+    found += [f"{Path(file).relative_to(run.parent)}: left over" for file in unfinished(run) if TEMPORARY in file]
+    for file in sorted(run.glob("checkpoints/*.ckpt")):
+        if (same := reference / "checkpoints" / file.name).exists():
+            contents = (anonymous(torch.load(path, weights_only=True), path.parents[1].name) for path in (same, file))
+            found += [f"{file.name}{text}" for text in unlike(*contents)]
+    if (reference / "config.yaml").read_bytes() != (run / "config.yaml").read_bytes():
+        found.append("config.yaml: differs")
+    expected_rows, got_rows = rows(reference), rows(run)
+    if expected_rows != got_rows:
+        counts = [Counter(json.dumps(row, sort_keys=True) for row in table) for table in (expected_rows, got_rows)]
+        lost, more = (sum((one - other).values()) for one, other in itertools.permutations(counts))
+        found.append(
+            f"metrics.csv: {lost} rows lost, {more} wrong or repeated" if lost or more else "metrics.csv: order"
+        )
+    verdict.history("W&B's files", by_kind(recorded_history(reference)), by_kind(recorded_history(run)))
+    return verdict
+
+
+# Rounds -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Setup:
+    """The configuration of a round; `every` is the number of steps between checkpoints."""
+
+    devices: int = 1
+    workers: int = 0
+    schedule: bool = False
+    halves: bool = False  # validate in the middle of an epoch, too
+    noise: bool = False  # drawn where the data is loaded
+    every: int = 3
+    online: bool = False
+
+    @classmethod
+    def drawn(cls, draw: random.Random) -> "Setup":
+        devices, workers = draw.choice([1, 1, 2]), draw.choice([0, 2])
+        flags = [draw.random() < 0.5 for _ in range(4)]
+        schedule, halves, noise, online = flags
+        return cls(devices, workers, schedule, halves, noise, draw.choice([2, 5]), online)
+
+    @property
+    def steps(self) -> int:
+        return EPOCHS * STEPS[self.devices]
+
+    @property
+    def words(self) -> list[str]:
+        line = (
+            "main.py fit --config configs/digits.yaml --model chaotic.Restless --data chaotic.NoisyDigits"
+            f" --data.num_workers {self.workers} --data.noise {str(self.noise).lower()}"
+            f" --model.ballast 3000000 --model.pace 0.01"
+            f" --trainer.max_epochs {EPOCHS} --trainer.log_every_n_steps 1 --trainer.accelerator cpu"
+            f" --trainer.devices {self.devices} --trainer.val_check_interval {0.5 if self.halves else 1.0}"
+            f" --callbacks.backup.every_n_train_steps {self.every}"
+        )
+        if self.schedule:
+            cycle = f"--model.lr_scheduler.max_lr 0.02 --model.lr_scheduler.total_steps {self.steps}"
+            line += f" --model.lr_scheduler OneCycleLR {cycle}"
+        return line.split()
+
+    def __str__(self) -> str:
+        parts = [f"{self.devices} rank{'s' * (self.devices > 1)}", f"{self.workers} workers", f"every {self.every}"]
+        parts += [name for name in ("schedule", "halves", "noise", "online") if getattr(self, name)]
+        return ", ".join(parts)
+
+
+@dataclass(frozen=True)
+class Strike:
+    """A moment to kill at: `delay` seconds after the `count`-th time that the run has shown something."""
+
+    after: str  # "start", "step", "save", "write", "validation", "end"
+    count: int
+    delay: float
+    whom: str  # "first", "rank", "all"
+
+    @classmethod
+    def drawn(cls, draw: random.Random, setup: Setup) -> "Strike":
+        after = draw.choices(["start", "step", "save", "write", "validation", "end"], [2, 5, 2, 5, 2, 1])[0]
+        most = {"step": setup.steps // 2, "save": 6, "write": 6, "validation": 4}.get(after, 1)
+        longest = {"start": 4.0, "end": 1.0, "write": 0.03}.get(after, 0.06)
+        whom = draw.choice(["first", "all", "rank" if setup.devices > 1 else "all"])
+        return cls(after, draw.randint(1, most), draw.uniform(0, longest), whom)
+
+    def awaited(self, start: Start, folder: Path) -> Iterator[bool]:
+        """Says at each look whether the run has shown it so often; then the delay begins."""
+        seen, before = 0, unfinished(folder).items()
+        while True:
+            if self.after == "write":
+                now = unfinished(folder).items()
+                seen, before = seen + bool(now - before), now
+            elif self.after == "start":
+                seen = 1
+            else:
+                seen = sum(mark.split()[1] == self.after for mark in start.marks)
+            yield seen >= self.count
+
+
+def unfinished(folder: Path) -> dict[str, int]:
+    """The files of checkpoints that are being written, or were when a kill came, and when they were begun."""
+    found: dict[str, int] = {}
+    for where in (folder / "checkpoints", folder.parent / TEMPORARY):
+        with contextlib.suppress(FileNotFoundError), os.scandir(where) as files:
+            found |= {f.path: f.stat().st_ino for f in files if f.is_file() and not f.name.endswith(".ckpt")}
+    return found
+
+
+def place(marks: Sequence[str], writing: bool) -> str:
+    """In what a kill struck."""
+    events = [mark.split()[1:] for mark in marks]
+    steps = [event[2].split("/") for event in events if event[0] == "step"]
+    middle = bool(steps) and steps[-1][0] != steps[-1][1] and ["end"] not in events
+    if not events or events == [["validation"]]:
+        where = "starting"
+    else:
+        where = {"step": "step", "save": "saving", "validation": "validating", "end": "ending"}[events[-1][0]]
+    return f"{where}{', mid-epoch' * middle}{', mid-write' * writing}"
+
+
+@dataclass
+class Round:
+    """What a round was, and what came of it."""
+
+    seed: int
+    setup: Setup
+    verdict: Verdict = field(default_factory=Verdict)
+    kills: list[str] = field(default_factory=list)
+    left: list[str] = field(default_factory=list)
+    first_steps: dict[str, list[float]] = field(default_factory=dict)
+    starts: int = 0
+    seconds: float = 0
+
+    def __str__(self) -> str:
+        kills = "; ".join(self.kills) or "none"
+        ending = "ok" if not self.verdict.differences else "FAILED"
+        text = f"seed {self.seed:<6} {ending:<6} {self.setup}; {self.seconds:.0f} s; kills: {kills}"
+        shown = self.verdict.differences[:12]
+        more = len(self.verdict.differences) - len(shown)
+        return "\n    ".join([text, *shown, *([f"and {more} more"] if more else [])])
+
+
+class Lab:
+    """A project in a folder of its own, whose runs are killed, and their undisturbed counterparts."""
+
+    def __init__(self, home: Path, project: Path) -> None:
+        self.home, self.project = home, project
+        write_research(project, project)
+        dropped = ("WANDB_", "PYTEST_", "COVERAGE_", "MAKE", "MFLAGS", "MASTER_", "TORCHELASTIC_", "RUNS_", "SLURM_")
+        self.env = {name: value for name, value in os.environ.items() if not name.startswith(dropped)}
+        for name in ("HOME", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR"):
+            self.env[name] = str(home / name.removeprefix("WANDB_")[:4])
+            Path(self.env[name]).mkdir()
+        self.env |= {"OMP_NUM_THREADS": "1", "WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_MODE": "offline"}
+        self.server = WandbServer()
+        self.references: dict[Setup, Path] = {}
+        self.lock = threading.Lock()
+        self.starts: list[Start] = []
+
+    def __enter__(self) -> "Lab":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for start in self.starts:
+            start.end()
+        self.server.close()
+
+    def start(
+        self, words: list[str], folder: Path, env: dict[str, str] | None = None, ranks: int = 1, real: bool = False
+    ) -> Start:
+        """Starts a command whose run is, or will be, in a folder."""
+        log = folder.parent / f"{folder.name}.{len(list(folder.parent.glob(f'{folder.name}.*.log')))}.log"
+        own = {"RUNS_ROOT": str(folder.parent), "WANDB_RUN_ID": folder.name, "TMPDIR": str(folder.parent / TEMPORARY)}
+        os.makedirs(own["TMPDIR"], exist_ok=True)
+        env = self.env | own | (env or {})
+        start = Start(words, self.project, env, log, ranks, real)
+        self.starts.append(start)
+        return start
+
+    def finished(self, start: Start, deadline: float | None = None) -> str:
+        """Waits for a start to end by itself; says what was wrong, if so."""
+        limit = deadline or time.monotonic() + PATIENCE
+        while not start.over and time.monotonic() < limit:
+            time.sleep(0.01)
+        if not start.over:
+            start.end()
+            return f"{start.log.name}: still at work after {PATIENCE} s"
+        if any(start.codes):
+            last = start.log.read_text(errors="replace").strip().splitlines()[-1:]
+            return f"{start.log.name}: ended with {start.codes}: {' '.join(last)}"
+        return ""
+
+    def reference(self, setup: Setup) -> Path:
+        """The undisturbed run of a configuration."""
+        with self.lock:
+            if setup not in self.references:
+                folder = self.home / "undisturbed" / f"undisturbed-{len(self.references)}"
+                folder.parent.mkdir(exist_ok=True)
+                wrong = self.finished(self.start(setup.words, folder, ranks=setup.devices))
+                assert not wrong, wrong
+                self.references[setup] = folder
+            return self.references[setup]
+
+    def play(self, seed: int, most: int = 5) -> Round:
+        """Plays a round of at most so many kills."""
+        draw = random.Random(seed)
+        setup = Setup.drawn(draw)
+        strikes = [Strike.drawn(draw, setup) for _ in range(draw.randint(1, most))]
+        return self.disturb(seed, setup, strikes, [draw.random() < 0.2 for _ in range(most + 1)])
+
+    def disturb(self, seed: int, setup: Setup, strikes: Sequence[Strike], real: Sequence[bool] = ()) -> Round:
+        """Runs a configuration, killed at these moments, to its end, and compares."""
+        began = time.monotonic()
+        result = Round(seed, setup)
+        reference = self.reference(replace(setup, online=False))
+        folder = self.home / f"{seed}" / f"chaos-{seed}"
+        folder.parent.mkdir()
+        env = self.server.env() | {"WANDB_MODE": "online"} if setup.online else {}
+        for n, strike in itertools.zip_longest(range(len(strikes) + 1), strikes):
+            resumes = bool(list(folder.glob("checkpoints/*.ckpt")))
+            words = ["main.py", "fit", "--resume", folder.name] if resumes else setup.words
+            as_main = n < len(real) and real[n]
+            start = self.start(words, folder, env, 1 if as_main else setup.devices, as_main)
+            result.starts += 1
+            over = self.strike(start, strike, folder, result) if strike else self.finished(start)
+            if (seconds := start.seconds_to_first_step) is not None:
+                kind = f"{'resume' if resumes else 'fresh'}, {'process' if as_main else 'fork'}"
+                result.first_steps.setdefault(kind, []).append(seconds)
+            if over is not None:
+                result.verdict.differences += [over] * bool(over)
+                break
+        if not result.verdict.differences:
+            counted = compare(reference, folder)
+            self.judge_wandb(setup, reference, folder, counted)
+            result.verdict = counted
+        result.seconds = time.monotonic() - began
+        return result
+
+    def strike(self, start: Start, strike: Strike, folder: Path, result: Round) -> str | None:
+        """Kills a start at the moment that is meant; if it ends before, says how as `finished` does."""
+        limit, before = time.monotonic() + PATIENCE, unfinished(folder).items()
+        awaited = strike.awaited(start, folder)
+        while not start.over and not next(awaited) and time.monotonic() < limit:
+            time.sleep(0.001)
+        time.sleep(strike.delay)
+        if start.over or time.monotonic() > limit:
+            return self.finished(start, limit)
+        result.left += start.kill(strike.whom)
+        where = place(start.marks, writing=bool(unfinished(folder).items() - before))
+        result.kills.append(f"{where} ({strike.whom})")
+        return None
+
+    def judge_wandb(self, setup: Setup, reference: Path, folder: Path, verdict: Verdict) -> None:
+        """What W&B shows of the run: as it came, or after one sync of all that the starts left."""
+        if not setup.online:
+            parts = sorted(map(str, folder.glob("wandb/*run-*")))
+            online = self.server.env() | {"WANDB_MODE": "online"}
+            wrong = self.finished(self.start(["-m", "wandb", "sync", *parts], folder, online))
+            verdict.differences += [f"wandb sync: {wrong}"] * bool(wrong)
+        sent = self.server.runs.get(folder.name)
+        if sent is None:
+            verdict.differences.append("W&B: has no such run")
+            return
+        verdict.history("W&B", by_kind(recorded_history(reference)), by_kind(sent.history))
+        expected = best(reference)
+        shown = {name: value for name, value in sent.summary.items() if name.startswith("best/")}
+        verdict.differences += [f"W&B's summary{text}" for text in unlike(expected, shown)]
+
+    def cost(self, *words: str) -> tuple[float, float]:
+        """What one checkpoint costs: the median of five, in seconds, and its size in megabytes."""
+        folder = self.home / f"cost-{len(words)}" / "run-1"
+        folder.parent.mkdir()
+        line = "main.py fit --config configs/digits.yaml --trainer.max_steps 3 --trainer.callbacks+ chaotic.Cost"
+        start = self.start([*line.split(), *words], folder)
+        wrong = self.finished(start)
+        assert not wrong, wrong
+        found = [tuple(map(float, text)) for text in re.findall(r"^cost (\S+) (\d+)$", start.log.read_text(), re.M)]
+        return statistics.median(seconds for seconds, _ in found), found[0][1] / 1e6
+
+
+def best(run: Path) -> dict[str, float]:
+    """The `best/*` of a run, as its last checkpoint has it."""
+    states = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["callbacks"]
+    found: dict[str, float] = next(state["best"] for name, state in states.items() if name.startswith("Summaries"))
+    return found
+
+
+# The program ------------------------------------------------------------------------------------------------------
+
+
+def summary(rounds: Sequence[Round], lab: Lab, seconds: float) -> dict[str, Any]:
+    """The figures of all rounds."""
+    kills = [kill for one in rounds for kill in one.kills]
+    firsts: dict[str, list[float]] = {}
+    for one in rounds:
+        for kind, times in one.first_steps.items():
+            firsts.setdefault(kind, []).extend(times)
+    costs = {"example": lab.cost(), "100 MB": lab.cost("--model", "chaotic.Restless", "--model.ballast", "25000000")}
+    return {
+        "rounds": len(rounds),
+        "survived": sum(not one.verdict.differences for one in rounds),
+        "failed_seeds": [one.seed for one in rounds if one.verdict.differences],
+        "seconds": round(seconds),
+        "starts": sum(one.starts for one in rounds),
+        "kills": len(kills),
+        "kills_mid_epoch": sum("mid-epoch" in kill for kill in kills),
+        "kills_mid_write": sum("mid-write" in kill for kill in kills),
+        "kills_by_place": dict(Counter(kill.split(",")[0].split(" (")[0] for kill in kills)),
+        "kills_by_victim": dict(Counter(kill.rpartition("(")[2].rstrip(")") for kill in kills)),
+        "rows_lost": sum(one.verdict.lost for one in rounds),
+        "rows_doubled": sum(one.verdict.doubled for one in rounds),
+        "processes_ended_by_us": dict(Counter(name for one in rounds for name in one.left)),
+        "seconds_to_first_step": {kind: round(statistics.median(times), 2) for kind, times in sorted(firsts.items())},
+        "checkpoint_milliseconds": {name: round(1000 * cost) for name, (cost, _) in costs.items()},
+        "checkpoint_megabytes": {name: round(size, 1) for name, (_, size) in costs.items()},
+    }
+
+
+def baked(home: Path) -> Path:
+    """A default bake."""
+    from cookiecutter.main import cookiecutter
+
+    config = home / "cookiecutter.yaml"
+    config.write_text(f"cookiecutters_dir: {home}/templates\nreplay_dir: {home}/replay\n")
+    return Path(cookiecutter(str(TEMPLATE), no_input=True, output_dir=str(home), config_file=str(config)))
+
+
+def main() -> int:
+    """Plays rounds and says what came of them; 1 if one failed."""
+    parser = argparse.ArgumentParser(description="Kill runs, resume them, and compare.")
+    parser.add_argument("--rounds", type=int, default=100)
+    parser.add_argument("--seed", type=int, help="of the first round; the others count on (default: drawn)")
+    parser.add_argument("--kills", type=int, default=5, help="at most, in a round (default: 5)")
+    parser.add_argument("--jobs", type=int, default=2, help="rounds at a time (default: 2)")
+    parser.add_argument("--project", type=Path, help="a baked project; its copy is run (default: a fresh bake)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="where to write the figures")
+    parser.add_argument("--keep", action="store_true", help="leave the runs of failed rounds on the disk")
+    given = parser.parse_args()
+    seed = random.randrange(10**6) if given.seed is None else given.seed
+    print(f"{given.rounds} rounds from seed {seed}", flush=True)
+    began, rounds = time.monotonic(), []
+    home = Path(tempfile.mkdtemp(prefix="chaos"))
+    try:
+        project = shutil.copytree(given.project, home / "project") if given.project else baked(home)
+        with Lab(home, Path(project)) as lab, ThreadPoolExecutor(given.jobs) as pool:
+            nursery()
+            for one in pool.map(lambda n: lab.play(n, given.kills), range(seed, seed + given.rounds)):
+                rounds.append(one)
+                print(one, flush=True)
+                if not (given.keep and one.verdict.differences):
+                    shutil.rmtree(home / str(one.seed))
+            figures = summary(rounds, lab, time.monotonic() - began)
+    finally:
+        if not (given.keep and any(one.verdict.differences for one in rounds)):
+            shutil.rmtree(home, ignore_errors=True)
+        else:
+            print(f"kept {home}")
+    for name, value in figures.items():
+        print(f"{name.replace('_', ' '):<24} {value}")
+    if given.json:
+        given.json.write_text(json.dumps(figures, indent=2) + "\n")
+    return 0 if figures["survived"] == len(rounds) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
