@@ -26,7 +26,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
-from torch.utils.data import BatchSampler, DataLoader, Sampler
+from torch.utils.data import BatchSampler, IterableDataset, Sampler
 from torchmetrics import Metric
 
 from . import Mistake, nearest
@@ -370,11 +370,11 @@ class Bookmark(Callback):
     def order(self, loader: Any, trainer: Trainer) -> Any:
         """Has a loader read in an order that can be taken up anywhere, each rank its share; returns the loader."""
         batches = getattr(loader, "batch_sampler", None)
-        if isinstance(loader, DataLoader) and type(batches) is BatchSampler:
+        if type(batches) is BatchSampler and not isinstance(loader.dataset, IterableDataset):
             batches.sampler = Order(batches.sampler, batches.batch_size, self, trainer, loader.num_workers > 0)
             loader.generator = loader.generator or torch.Generator()  # a loader would draw from that of all
         elif trainer.training:
-            rank_zero_only(print)("resuming exact to the bit: not with an IterableDataset or batches of your own")
+            rank_zero_only(print)("data     an IterableDataset or batches of your own: going on is not exact to the bit")
         return loader
 
 

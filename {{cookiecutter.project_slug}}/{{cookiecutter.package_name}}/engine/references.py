@@ -158,6 +158,8 @@ def adapt(trainer: Trainer, run: Run, file: str | None, checkpoint: dict[str, An
 
     Returns the step from which on the run logs again.
     """
+    for saved in trainer.checkpoint_callbacks:  # restores all but this, with which W&B would say what was reached
+        saved.current_score = checkpoint["callbacks"].get(saved.state_key, {}).get("current_score")
     for callback in trainer.early_stopping_callbacks:  # whose state would overrule a new patience
         checkpoint["callbacks"].get(callback.state_key, {})["patience"] = callback.patience
     here = str(run.folder / "checkpoints")

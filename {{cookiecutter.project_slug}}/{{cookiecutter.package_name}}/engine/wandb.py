@@ -91,7 +91,10 @@ class Wandb(WandbLogger):
                 id=os.environ.get("WANDB_RUN_ID"),
                 resume="allow",
                 mode="offline" if self._reason or not self._send else None,
-                settings=wandb.Settings(save_code=True),  # with it goes the patch to the commit
+                settings=wandb.Settings(
+                    save_code=True,  # with it goes the patch to the commit
+                    x_transaction_log_flush_interval=0.05,  # seconds; what is not yet in the file, a kill takes with it
+                ),
             )
             run.define_metric("trainer/global_step")
             run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
