@@ -54,6 +54,7 @@ STEPS = {1: 19, 2: 9}  # of an epoch, by the number of devices
 PATIENCE = 120  # seconds that one start may take
 GRACE = 8  # seconds in which what a killed process leaves must end; a loading process looks for its parent every 5
 
+PASSING = ("current_score",)  # of the validation before, which Lightning saves and never restores
 TEMPORARY = "t"  # the processes' TMPDIR, beside the run's folder; W&B names a socket in it: short
 
 RESEARCH = '''
@@ -338,7 +339,7 @@ def free_port() -> int:
 
 
 def unlike(expected: Any, got: Any, place: str = "") -> Iterator[str]:
-    """Where two checkpoints differ, by a single bit or number; texts may name each its own folder and run."""
+    """Where two values differ, by a single bit or number."""
     if type(expected) is not type(got):
         yield f"{place}: {type(expected).__name__} became {type(got).__name__}"
     elif isinstance(expected, dict):
@@ -361,9 +362,9 @@ def unlike(expected: Any, got: Any, place: str = "") -> Iterator[str]:
 
 
 def anonymous(value: Any, run: str) -> Any:
-    """A checkpoint's content without the run's id, and without the folder in which it lies, or lay."""
+    """A checkpoint's content without what is PASSING, the run's id, and the folder in which it lies, or lay."""
     if isinstance(value, dict):
-        return {anonymous(key, run): anonymous(item, run) for key, item in value.items()}
+        return {anonymous(key, run): anonymous(item, run) for key, item in value.items() if key not in PASSING}
     if isinstance(value, list | tuple):
         return [anonymous(item, run) for item in value]
     return re.sub(rf"(/.*/)?{run}", "RUN", value) if isinstance(value, str) else value
@@ -429,8 +430,10 @@ def compare(reference: Path, run: Path) -> Verdict:
     for file in sorted(run.glob("checkpoints/*.ckpt")):
         if (same := reference / "checkpoints" / file.name).exists():
             contents = (anonymous(torch.load(path, weights_only=True), path.parents[1].name) for path in (same, file))
-            if texts := list(unlike(*contents)):
-                found.append(f"{file.name}: {len(texts)} places, {'; '.join(texts[:3])}")
+            expected_parts, got_parts = contents
+            for part in dict.fromkeys([*expected_parts, *got_parts]):
+                if texts := list(unlike(expected_parts.get(part), got_parts.get(part))):
+                    found.append(f"{file.name}, {part}: {texts[0]}, and {len(texts) - 1} more differences")
     if (reference / "config.yaml").read_bytes() != (run / "config.yaml").read_bytes():
         found.append("config.yaml: differs")
     expected_rows, got_rows = rows(reference), rows(run)
@@ -527,7 +530,8 @@ def unfinished(folder: Path) -> dict[str, int]:
     found: dict[str, int] = {}
     for where in (folder / "checkpoints", folder.parent / TEMPORARY):
         with contextlib.suppress(FileNotFoundError), os.scandir(where) as files:
-            found |= {f.path: f.stat().st_ino for f in files if f.is_file() and not f.name.endswith(".ckpt")}
+            names = [file for file in files if file.is_file() and not re.match(r"wandb-|.*\.ckpt$", file.name)]
+            found |= {file.path: file.inode() for file in names}
     return found
 
 
