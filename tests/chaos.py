@@ -54,6 +54,7 @@ STEPS = {1: 19, 2: 9}  # of an epoch, by the number of devices
 PATIENCE = 120  # seconds that one start may take
 GRACE = 8  # seconds in which what a killed process leaves must end; a loading process looks for its parent every 5
 
+PASSING = ("current_score",)  # of the validation before, which Lightning saves and never restores
 TEMPORARY = "t"  # the processes' TMPDIR, beside the run's folder; W&B names a socket in it: short
 
 RESEARCH = '''
@@ -338,15 +339,15 @@ def free_port() -> int:
 
 
 def unlike(expected: Any, got: Any, place: str = "") -> Iterator[str]:
-    """Where two checkpoints differ, by a single bit or number; texts may name each its own folder and run."""
+    """Where two values differ, by a single bit or number."""
     if type(expected) is not type(got):
         yield f"{place}: {type(expected).__name__} became {type(got).__name__}"
     elif isinstance(expected, dict):
         for key in dict.fromkeys([*expected, *got]):
             if key in expected and key in got:
-                yield from unlike(expected[key], got[key], f"{place}.{key}")
+                yield from unlike(expected[key], got[key], f"{place}.{key}".lstrip("."))
             else:
-                yield f"{place}.{key}: {'lost' if key in expected else 'new'}"
+                yield f"{place}.{key}: {'lost' if key in expected else 'new'}".lstrip(".")
     elif isinstance(expected, list | tuple):
         if len(expected) != len(got):
             yield f"{place}: {len(expected)} items became {len(got)}"
@@ -361,9 +362,9 @@ def unlike(expected: Any, got: Any, place: str = "") -> Iterator[str]:
 
 
 def anonymous(value: Any, run: str) -> Any:
-    """A checkpoint's content without the run's id, and without the folder in which it lies, or lay."""
+    """A checkpoint's content without what is PASSING, the run's id, and the folder in which it lies, or lay."""
     if isinstance(value, dict):
-        return {anonymous(key, run): anonymous(item, run) for key, item in value.items()}
+        return {anonymous(key, run): anonymous(item, run) for key, item in value.items() if key not in PASSING}
     if isinstance(value, list | tuple):
         return [anonymous(item, run) for item in value]
     return re.sub(rf"(/.*/)?{run}", "RUN", value) if isinstance(value, str) else value
@@ -429,7 +430,10 @@ def compare(reference: Path, run: Path) -> Verdict:
     for file in sorted(run.glob("checkpoints/*.ckpt")):
         if (same := reference / "checkpoints" / file.name).exists():
             contents = (anonymous(torch.load(path, weights_only=True), path.parents[1].name) for path in (same, file))
-            found += [f"{file.name}{text}" for text in unlike(*contents)]
+            expected_parts, got_parts = contents
+            for part in dict.fromkeys([*expected_parts, *got_parts]):
+                if texts := list(unlike(expected_parts.get(part), got_parts.get(part))):
+                    found.append(f"{file.name}, {part}: {texts[0]}, and {len(texts) - 1} more differences")
     if (reference / "config.yaml").read_bytes() != (run / "config.yaml").read_bytes():
         found.append("config.yaml: differs")
     expected_rows, got_rows = rows(reference), rows(run)
@@ -504,7 +508,7 @@ class Strike:
         after = draw.choices(["start", "step", "save", "write", "validation", "end"], [2, 5, 2, 5, 2, 1])[0]
         most = {"step": setup.steps // 2, "save": 6, "write": 6, "validation": 4}.get(after, 1)
         longest = {"start": 4.0, "end": 1.0, "write": 0.03}.get(after, 0.06)
-        whom = draw.choice(["first", "all", "rank" if setup.devices > 1 else "all"])
+        whom = draw.choices(["all", "first", "rank" if setup.devices > 1 else "all"], [2, 1, 1])[0]
         return cls(after, draw.randint(1, most), draw.uniform(0, longest), whom)
 
     def awaited(self, start: Start, folder: Path) -> Iterator[bool]:
@@ -526,7 +530,8 @@ def unfinished(folder: Path) -> dict[str, int]:
     found: dict[str, int] = {}
     for where in (folder / "checkpoints", folder.parent / TEMPORARY):
         with contextlib.suppress(FileNotFoundError), os.scandir(where) as files:
-            found |= {f.path: f.stat().st_ino for f in files if f.is_file() and not f.name.endswith(".ckpt")}
+            names = [file for file in files if file.is_file() and not re.match(r"wandb-|.*\.ckpt$", file.name)]
+            found |= {file.path: file.inode() for file in names}
     return found
 
 
@@ -559,9 +564,7 @@ class Round:
         kills = "; ".join(self.kills) or "none"
         ending = "ok" if not self.verdict.differences else "FAILED"
         text = f"seed {self.seed:<6} {ending:<6} {self.setup}; {self.seconds:.0f} s; kills: {kills}"
-        shown = self.verdict.differences[:12]
-        more = len(self.verdict.differences) - len(shown)
-        return "\n    ".join([text, *shown, *([f"and {more} more"] if more else [])])
+        return "\n    ".join([text, *self.verdict.differences])
 
 
 class Lab:
@@ -677,7 +680,8 @@ class Lab:
     def judge_wandb(self, setup: Setup, reference: Path, folder: Path, verdict: Verdict) -> None:
         """What W&B shows of the run: as it came, or after one sync of all that the starts left."""
         if not setup.online:
-            parts = sorted(map(str, folder.glob("wandb/*run-*")))
+            # `wandb sync` sends nothing at all of a run if one of these files is empty.
+            parts = sorted(str(file.parent) for file in folder.glob("wandb/*run-*/*.wandb") if file.stat().st_size > 7)
             online = self.server.env() | {"WANDB_MODE": "online"}
             wrong = self.finished(self.start(["-m", "wandb", "sync", *parts], folder, online))
             verdict.differences += [f"wandb sync: {wrong}"] * bool(wrong)
@@ -688,7 +692,7 @@ class Lab:
         verdict.history("W&B", by_kind(recorded_history(reference)), by_kind(sent.history))
         expected = best(reference)
         shown = {name: value for name, value in sent.summary.items() if name.startswith("best/")}
-        verdict.differences += [f"W&B's summary{text}" for text in unlike(expected, shown)]
+        verdict.differences += [f"W&B's summary: {text}" for text in unlike(expected, shown)]
 
     def cost(self, *words: str) -> tuple[float, float]:
         """What one checkpoint costs: the median of five, in seconds, and its size in megabytes."""
