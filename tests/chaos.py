@@ -54,7 +54,7 @@ STEPS = {1: 19, 2: 9}  # of an epoch, by the number of devices
 PATIENCE = 120  # seconds that one start may take
 GRACE = 8  # seconds in which what a killed process leaves must end; a loading process looks for its parent every 5
 
-PASSING = ("current_score",)  # of the validation before, which Lightning saves and never restores
+PASSING = ("epoch_loop.scheduler_progress",)  # counts the steps of schedulers, and nothing reads it
 TEMPORARY = "t"  # the processes' TMPDIR, beside the run's folder; W&B names a socket in it: short
 
 RESEARCH = '''

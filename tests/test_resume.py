@@ -121,7 +121,8 @@ class Batched(Digits):
         class Own(BatchSampler):
             pass
 
-        return DataLoader(self.train, batch_sampler=Own(RandomSampler(self.train), self.batch_size, True), collate_fn=tuple)
+        batches = Own(RandomSampler(self.train), self.batch_size, drop_last=True)
+        return DataLoader(self.train, batch_sampler=batches, collate_fn=tuple)
 '''
 LINE = (
     "fit --config @digits --data.batch_size 16 --trainer.max_epochs 2 --trainer.limit_train_batches 4"
