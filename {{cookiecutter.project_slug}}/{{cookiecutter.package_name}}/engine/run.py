@@ -66,6 +66,7 @@ class Run:
             pass
         for unfinished in self.folder.glob("checkpoints/*.part"):
             unfinished.unlink()
+        (self.folder / "error.txt").unlink(missing_ok=True)  # of an earlier start
 
 
 def runs_root() -> Path:
