@@ -30,7 +30,7 @@ from torch.utils.data import BatchSampler, DataLoader, Sampler
 from torchmetrics import Metric
 
 from . import Mistake, nearest
-from .run import MetricsFile, Run, commit, redacted, shown
+from .run import MetricsFile, Run, commit, redacted, replacing, shown
 from .wandb import Wandb
 
 Rule = Literal["min", "max", "mean", "last"]
@@ -159,6 +159,7 @@ class Callbacks:
     early_stopping: EarlyStopping | None = None
     lr_monitor: LearningRateMonitor | None = None
     summaries: Summaries | None = None
+    divergence: Divergence | None = None
 
 
 class NameCheck(Callback):
@@ -254,7 +255,8 @@ class Record(Callback):
         self.done = True
         file = self.run.folder / "config.yaml"
         if stage == "fit" or not file.exists():  # evaluating may join a run, but never changes its configuration
-            file.write_text(yaml.safe_dump(self.config, sort_keys=False), encoding="utf-8")
+            with replacing(file) as part:
+                part.write_text(yaml.safe_dump(self.config, sort_keys=False), encoding="utf-8")
         weights = sum(weight.numel() for weight in pl_module.parameters())
         devices = type(trainer.accelerator).__name__.removesuffix("Accelerator")
         if trainer.world_size > 1:
@@ -292,11 +294,8 @@ class Checkpoints(TorchCheckpointIO):
         content = {key: redacted(value) if "hyper_parameters" in key else value for key, value in checkpoint.items()}
         if "://" in str(path):
             return super().save_checkpoint(content, path, storage_options)
-        part = Path(path).with_suffix(".part")
-        super().save_checkpoint(content, part, storage_options)
-        with part.open("rb") as file:
-            os.fsync(file.fileno())
-        part.replace(path)
+        with replacing(Path(path)) as part:
+            super().save_checkpoint(content, part, storage_options)
 
 
 class Bookmark(Callback):

@@ -6,6 +6,7 @@ errors only follow from it, say so. What is left of W&B's run, and of the proces
 """
 
 import ctypes
+import math
 import os
 import signal
 import subprocess
@@ -14,6 +15,7 @@ import threading
 import time
 import traceback
 from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
@@ -22,6 +24,7 @@ from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor
 from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 from torch.utils.data import get_worker_info
 
@@ -35,6 +38,34 @@ PARENT = "RUN_PARENT"  # environment variable: the process that started those of
 
 class Stopped(SystemExit):
     """A signal ended the run. The exit code is what a shell gives for one: 128 and the signal's number."""
+
+
+@dataclass(eq=False)
+class Divergence(Callback):
+    """Ends a run that no longer computes with numbers, before it puts a checkpoint in the place of a good one.
+
+    No step waits for it: it looks at values that have just been logged, and at weights that are about to be saved.
+
+    Args:
+        metrics: Names of metrics that must be finite wherever they are logged.
+    """
+
+    metrics: list[str] = field(default_factory=list)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        every = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if every and trainer.global_step % every == 0:
+            self.on_validation_end(trainer, pl_module)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        for name in trainer.callback_metrics.keys() & self.metrics:
+            if not math.isfinite(value := trainer.callback_metrics[name].item()):
+                raise Failure(f"{name} is {value} at step {trainer.global_step}; it is not saved")
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        for name, value in checkpoint["state_dict"].items():
+            if isinstance(value, Tensor) and value.isnan().any():
+                raise Failure(f"{name} has values that are no numbers at step {trainer.global_step}; it is not saved")
 
 
 class Endings(Callback):
