@@ -6,7 +6,6 @@ errors only follow from it, say so. What is left of W&B's run, and of the proces
 """
 
 import ctypes
-import math
 import os
 import signal
 import subprocess
@@ -15,7 +14,6 @@ import threading
 import time
 import traceback
 from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
@@ -24,11 +22,11 @@ from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
-from torch import Tensor
 from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 from torch.utils.data import get_worker_info
 
 from . import Failure
+from .callbacks import Backup
 from .run import LOCKS, shown
 from .wandb import PREEMPTED, finish
 
@@ -40,45 +38,17 @@ class Stopped(SystemExit):
     """A signal ended the run. The exit code is what a shell gives for one: 128 and the signal's number."""
 
 
-@dataclass(eq=False)
-class Divergence(Callback):
-    """Ends a run that no longer computes with numbers, before it puts a checkpoint in the place of a good one.
-
-    No step waits for it: it looks at values that have just been logged, and at weights that are about to be saved.
-
-    Args:
-        metrics: Names of metrics that must be finite wherever they are logged.
-    """
-
-    metrics: list[str] = field(default_factory=list)
-
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        every = trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if every and trainer.global_step % every == 0:
-            self.on_validation_end(trainer, pl_module)
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        for name in trainer.callback_metrics.keys() & self.metrics:
-            if not math.isfinite(value := trainer.callback_metrics[name].item()):
-                raise Failure(f"{name} is {value} at step {trainer.global_step}; it is not saved")
-
-    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        for name, value in checkpoint["state_dict"].items():
-            if isinstance(value, Tensor) and value.isnan().any():
-                raise Failure(f"{name} has values that are no numbers at step {trainer.global_step}; it is not saved")
-
-
 class Endings(Callback):
     """The context in which a command runs, and the callback that knows how far it is."""
 
     def __init__(self) -> None:
         self.trainer: Trainer | None = None
         self.error_file = Path()
-        self.signal = self.leaving = self.saved_step = 0
+        self.signal = self.leaving = 0
         self.since = 0.0
-        self.savers: list[ModelCheckpoint] = []
+        self.backups: list[Backup] = []
         self.children: list[subprocess.Popen[bytes]] = []
-        self.over = False
+        self.begun = self.hurried = self.over = False
 
     def __enter__(self) -> Self:
         if os.environ.get(PARENT) == str(os.getppid()) and sys.platform == "linux":
@@ -97,24 +67,25 @@ class Endings(Callback):
         if again and time.monotonic() - self.since < 1:  # torchrun passes on what a terminal sends to everyone
             return
         self.signal, self.since, trainer = self.signal or number, time.monotonic(), self.trainer
-        if trainer is None or trainer.state.fn != TrainerFn.FITTING or trainer.interrupted:
-            waits = False
-        else:  # in a validation several ranks cannot agree, for they may have different numbers of batches
-            waits = trainer.training or (trainer.validating and trainer.world_size > 1)
-        if waits and not again:
+        if self.begun and trainer and trainer.state.fn == TrainerFn.FITTING and not (again or trainer.interrupted):
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # the same signal may end what loads data before the batch
+            if number == signal.SIGTERM:  # whoever sends it kills after half a minute
+                threading.Thread(target=self.remind, args=(20,), daemon=True).start()
             if not self.rank:
-                os.write(1, b"\nstops    once this batch is saved; a second signal stops at once\n")
+                os.write(1, b"\nstops    once it is exact to go on from here; a second signal stops at once\n")
         else:
-            self.savers = [] if again else self.savers
-            raise Stopped(128 + number)
+            self.hurried = again
+            raise Stopped(128 + self.signal)
+
+    def remind(self, seconds: float) -> None:
+        """Sends the signal once more if the run is not over by then."""
+        time.sleep(seconds)
+        if not self.over:
+            os.kill(os.getpid(), self.signal)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         first, self.trainer = self.trainer is None, trainer
-        savers = [saved for saved in trainer.checkpoint_callbacks if isinstance(saved, ModelCheckpoint)]
-        self.savers += [saved for saved in savers if saved.save_on_exception and saved.save_last]
-        for saved in savers:
-            saved.save_on_exception = False  # it would wait for ranks that do not come
+        self.backups = [saved for saved in trainer.checkpoint_callbacks if isinstance(saved, Backup)]
         if first and trainer.world_size > 1 and trainer.is_global_zero:
             started = getattr(trainer.strategy.launcher, "procs", [])
             self.children = [child for child in started if isinstance(child, subprocess.Popen)]
@@ -126,61 +97,39 @@ class Endings(Callback):
         if threading.current_thread() is threading.main_thread():
             for number in SIGNALS:
                 signal.signal(number, self.receive)
-        self.leave()
 
-    on_sanity_check_start = on_train_start = on_validation_start = on_test_start = on_predict_start = listen
+    on_sanity_check_start = on_validation_start = on_test_start = on_predict_start = listen
 
-    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        self.saved_step = checkpoint["global_step"]
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.listen(trainer, pl_module)
+        self.begun = True
 
-    on_load_checkpoint = on_save_checkpoint
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        # Neither within accumulated gradients nor before an epoch's validation could one go on exactly.
-        if (batch_idx + 1) % trainer.accumulate_grad_batches == 0 and not trainer.is_last_batch:
-            self.agree(trainer)
-
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        self.leave()
-
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.agree(trainer)
-        self.leave()
-
-    def agree(self, trainer: Trainer) -> None:
-        """Saves if any rank has received a signal."""
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        """Has the last checkpoint written, once any rank has received a signal, where one can go on from exactly."""
         self.leaving = self.signal
         if trainer.world_size > 1:
             flag = torch.tensor(self.signal, device=trainer.strategy.root_device)
             self.leaving = int(trainer.strategy.reduce(flag, reduce_op="max"))
-        if self.leaving:
-            self.save(trainer)
+        for backup in self.backups if self.leaving else ():
+            backup.wanted = True
 
-    def leave(self) -> None:
-        if self.leaving:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        """Leaves, now that what the checkpoint knows is logged."""
+        if self.leaving and all(backup.step == trainer.global_step for backup in self.backups):
             raise Stopped(128 + self.leaving)
 
-    def save(self, trainer: Trainer) -> None:
-        """Writes last.ckpt, if it is not of this step already."""
-        if self.savers and self.saved_step != trainer.global_step and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            saved = self.savers[0]
-            saved.last_model_path = saved.format_checkpoint_name({}, saved.CHECKPOINT_NAME_LAST)
-            trainer.save_checkpoint(saved.last_model_path, saved.save_weights_only)
-            for logger in trainer.loggers if trainer.is_global_zero else ():
-                logger.after_save_checkpoint(saved)
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.on_train_batch_end(trainer, pl_module)
+        self.on_train_batch_start(trainer, pl_module)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         if trainer.world_size > 1 and not self.leaving:
             time.sleep(2 if trainer.global_rank else 0)  # the end of a rank that was killed is seen by the first one
             self.note_the_dead()
             self.note(self.rank, "".join(traceback.format_exception(exception)))
-        elif trainer.state.fn == TrainerFn.FITTING and not isinstance(exception, Failure):
-            try:
-                self.save(trainer)
-            except (Exception, Failure) as error:
-                print(f"warning: the last state is not saved: {error}", file=sys.stderr)
+        if trainer.world_size > 1 or self.hurried or isinstance(exception, Failure):
+            for saved in (c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)):
+                saved.save_on_exception = False  # it would wait for ranks that do not come, or save what is not good
 
     def note(self, rank: int, reason: str) -> None:
         """Writes error.txt, unless a rank has."""

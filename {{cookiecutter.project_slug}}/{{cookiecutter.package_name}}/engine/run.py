@@ -111,7 +111,7 @@ def shown(path: Path) -> str:
 @contextmanager
 def replacing(file: Path) -> Iterator[Path]:
     """Gives a place beside the file's to write it, and moves it when it is whole: there is never half of one."""
-    part = file.with_suffix(".part")
+    part = file.with_name(f"{file.name}.part")
     try:
         yield part
         with part.open("rb") as written:
@@ -144,11 +144,15 @@ class MetricsFile(DummyLogger):
         if not self.write:  # but under `fast_dev_run`
             return
         values = sorted((name, getattr(value, "item", lambda v=value: v)()) for name, value in metrics.items())
-<<<<<<< HEAD
         row: dict[str, Any] = {"step": step, **dict(values)}
         if self.file.exists() and row.keys() <= set(self.columns):
-            with self.file.open("a", newline="") as stream:
-                csv.DictWriter(stream, self.columns, lineterminator="\n").writerow(row)
+            size = self.file.stat().st_size
+            try:
+                with self.file.open("a", newline="") as stream:
+                    csv.DictWriter(stream, self.columns, lineterminator="\n").writerow(row)
+            except OSError as error:
+                os.truncate(self.file, size)
+                raise Failure(f"{shown(self.file)} cannot be written: {error.strerror}") from error
         else:
             self._write([*self._read(), row])
 
@@ -167,22 +171,6 @@ class MetricsFile(DummyLogger):
 
     def _write(self, rows: list[dict[str, Any]]) -> None:
         self.columns = list(dict.fromkeys([*self.columns, *(name for row in rows for name in row)]))
-=======
-        rows: list[dict[str, Any]] = [{"step": step, **dict(values)}]
-        if self.file.exists():
-            size = self.file.stat().st_size
-            try:
-                with self.file.open("a+", newline="") as stream:
-                    if rows[0].keys() <= set(self.columns):
-                        csv.DictWriter(stream, self.columns, lineterminator="\n").writerows(rows)
-                        return
-                    stream.seek(0)
-                    rows = [*csv.DictReader(stream), *rows]
-            except OSError as error:
-                os.truncate(self.file, size)
-                raise Failure(f"{shown(self.file)} cannot be written: {error.strerror}") from error
-        self.columns = list(dict.fromkeys([*self.columns, *rows[0], *rows[-1]]))
->>>>>>> 2587293 (Endings: diverged runs and files that cannot be written are one line, and the checkpoint before stays whole; tests)
         self.file.parent.mkdir(parents=True, exist_ok=True)
         with replacing(self.file) as part, part.open("w", newline="") as stream:  # with a new header
             writer = csv.DictWriter(stream, self.columns, lineterminator="\n")
