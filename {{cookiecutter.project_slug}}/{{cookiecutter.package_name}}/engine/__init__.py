@@ -17,6 +17,12 @@ class Mistake(SystemExit):
         return " ".join(str(self.args[0]).split())
 
 
+class Failure(Mistake):
+    """What ends a run, though the command was right: one line as well; the exit code is 1."""
+
+    code = 1
+
+
 def nearest(name: str, names: Iterable[str]) -> str:
     """Returns "; did you mean X?" for the one of `names` that is most like `name`, or nothing."""
     close = difflib.get_close_matches(name, list(names), n=1)

@@ -29,8 +29,8 @@ from torch import Tensor
 from torch.utils.data import BatchSampler, IterableDataset, Sampler
 from torchmetrics import Metric
 
-from . import Mistake, nearest
-from .run import MetricsFile, Run, commit, redacted, shown
+from . import Failure, Mistake, nearest
+from .run import MetricsFile, Run, commit, redacted, replacing, shown
 from .wandb import Wandb
 
 Rule = Literal["min", "max", "mean", "last"]
@@ -83,6 +83,34 @@ class Summaries(Callback):
             self.best = state_dict["best"]
 
 
+@dataclass(eq=False)
+class Divergence(Callback):
+    """Ends a run that no longer computes with numbers, before it puts a checkpoint in the place of a good one.
+
+    No step waits for it: it looks at values that have just been logged, and at weights that are about to be saved.
+
+    Args:
+        metrics: Names of metrics that must be finite wherever they are logged.
+    """
+
+    metrics: list[str] = field(default_factory=list)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        every = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if every and trainer.global_step % every == 0:
+            self.on_validation_end(trainer, pl_module)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        for name in trainer.callback_metrics.keys() & self.metrics:
+            if not math.isfinite(value := trainer.callback_metrics[name].item()):
+                raise Failure(f"{name} is {value} at step {trainer.global_step}; it is not saved")
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        for name, value in checkpoint["state_dict"].items():
+            if isinstance(value, Tensor) and value.isnan().any():
+                raise Failure(f"{name} has values that are no numbers at step {trainer.global_step}; it is not saved")
+
+
 class Backup(ModelCheckpoint):
     """Keeps last.ckpt, with which a run goes on as if it had never ended: of each epoch's end, and of steps between.
 
@@ -105,6 +133,7 @@ class Backup(ModelCheckpoint):
         super().__init__(dirpath, save_top_k=0, save_on_exception=save_on_exception, enable_version_counter=False)
         self.every = every_n_train_steps
         self.interval = train_time_interval
+        self.wanted = False  # at the next moment from which one can go on exactly
         self.waiting: Path | None = None
         self.step = -1  # of the last one, once the training has begun
         self.time = 0.0
@@ -114,7 +143,7 @@ class Backup(ModelCheckpoint):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         batches = args[-1] + 1
-        due = bool(self.every) and trainer.global_step % self.every == 0
+        due = self.wanted or (bool(self.every) and trainer.global_step % self.every == 0)
         if self.interval is not None:
             due |= trainer.strategy.broadcast(time.monotonic() - self.time >= self.interval.total_seconds())
         # Not between gradients that are summed up, and not before a validation, which going on would leave out.
@@ -131,8 +160,9 @@ class Backup(ModelCheckpoint):
         if not trainer.fast_dev_run:
             self.step, self.time = trainer.global_step, time.monotonic()
             self.last_model_path = os.path.join(str(self.dirpath), "last.ckpt")
-            self.waiting = Path(self.last_model_path).with_suffix(".part")
-            trainer.save_checkpoint(self.waiting, weights_only=False)
+            waiting = Path(self.last_model_path).with_suffix(".part")
+            trainer.save_checkpoint(waiting, weights_only=False)
+            self.waiting = waiting
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         if self.waiting:
@@ -146,7 +176,10 @@ class Backup(ModelCheckpoint):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         if self.save_on_exception and self.step not in (-1, trainer.global_step):
-            self._save(trainer)
+            try:
+                self._save(trainer)
+            except (Exception, Failure) as error:  # not in the place of what ended the training
+                print(f"warning: the last state is not saved: {error}")
         self.on_train_batch_start(trainer, pl_module)
 
 
@@ -159,6 +192,7 @@ class Callbacks:
     early_stopping: EarlyStopping | None = None
     lr_monitor: LearningRateMonitor | None = None
     summaries: Summaries | None = None
+    divergence: Divergence | None = None
 
 
 class NameCheck(Callback):
@@ -254,7 +288,8 @@ class Record(Callback):
         self.done = True
         file = self.run.folder / "config.yaml"
         if stage == "fit" or not file.exists():  # evaluating may join a run, but never changes its configuration
-            file.write_text(yaml.safe_dump(self.config, sort_keys=False), encoding="utf-8")
+            with replacing(file) as part:
+                part.write_text(yaml.safe_dump(self.config, sort_keys=False), encoding="utf-8")
         weights = sum(weight.numel() for weight in pl_module.parameters())
         devices = type(trainer.accelerator).__name__.removesuffix("Accelerator")
         if trainer.world_size > 1:
@@ -292,11 +327,8 @@ class Checkpoints(TorchCheckpointIO):
         content = {key: redacted(value) if "hyper_parameters" in key else value for key, value in checkpoint.items()}
         if "://" in str(path):
             return super().save_checkpoint(content, path, storage_options)
-        part = Path(path).with_suffix(".part")
-        super().save_checkpoint(content, part, storage_options)
-        with part.open("rb") as file:
-            os.fsync(file.fileno())
-        part.replace(path)
+        with replacing(Path(path)) as part:
+            super().save_checkpoint(content, part, storage_options)
 
 
 class Bookmark(Callback):

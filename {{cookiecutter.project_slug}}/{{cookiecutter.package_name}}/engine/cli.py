@@ -21,8 +21,9 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from . import SECTIONS, VERBS, Mistake
 from .callbacks import Bookmark, Callbacks, Checkpoints, EpochLines, NameCheck, Record
+from .endings import Endings
 from .run import LOCKS, PROJECT, REDACTED, MetricsFile, Run, command, redacted, runs_root, shown
-from .wandb import Wandb, finish
+from .wandb import Wandb
 
 # What `trainer.barebones` wants left to itself.
 BAREBONES = ("logger", "log_every_n_steps", "num_sanity_val_steps", "enable_progress_bar", "enable_model_summary")
@@ -35,21 +36,18 @@ def execute(words: Sequence[str]) -> None:
     for room in ("data", "model"):  # so that their classes go by their names alone
         if importlib.util.find_spec(f"..{room}", __package__):
             importlib.import_module(f"..{room}", __package__)
-    environment, exit_code = dict(os.environ), 1
+    environment = dict(os.environ)
     os.environ["WANDB_SILENT"] = "true"  # the lines on the screen are ours
     raised: Exception | None = None
     try:
-        with warnings.catch_warnings(), LOCKS:
+        with warnings.catch_warnings(), LOCKS, Endings() as endings:
             silence()
-            try:
-                CLI(args=list(words), save_config_callback=None, auto_configure_optimizers=False)
-                exit_code = 0
-            finally:
-                finish(exit_code)
-                os.environ.clear()
-                os.environ.update(environment)
+            CLI(list(words), endings)
     except Exception as error:
         raised = error
+    finally:
+        os.environ.clear()
+        os.environ.update(environment)
     if raised:  # outside of `except`, so that a traceback does not show what was there first
         from .mistakes import cause_of
 
@@ -74,6 +72,10 @@ def silence() -> None:
 
 class CLI(LightningCLI):
     """Runs one verb with any LightningModule and LightningDataModule."""
+
+    def __init__(self, words: list[str], endings: Endings) -> None:
+        self.endings = endings
+        super().__init__(args=words, save_config_callback=None, auto_configure_optimizers=False)
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         return super().init_parser(allow_abbrev=False, exit_on_error=False, **kwargs)
@@ -171,6 +173,8 @@ class CLI(LightningCLI):
             kwargs["enable_progress_bar"] = sys.stdout.isatty()
             # Lightning's own bar, a rich one, takes a tenth of a small step.
             callbacks.append(TQDMProgressBar() if sys.stdout.isatty() else EpochLines())
+        if not settings.barebones:
+            callbacks.append(self.endings)  # last, so that it saves what the others have made of a batch
         if settings.enable_checkpointing is False:
             callbacks = [callback for callback in callbacks if not isinstance(callback, Checkpoint)]
         # Without any, Lightning would add a ModelCheckpoint of its own.
@@ -179,6 +183,7 @@ class CLI(LightningCLI):
         if shares:
             kwargs["use_distributed_sampler"] = False
         trainer = super().instantiate_trainer(callbacks=callbacks, **kwargs)
+        self.endings.error_file = self.run.folder / "error.txt"
         if shares:
             process = trainer.strategy.process_dataloader
             trainer.strategy.process_dataloader = lambda loader: process(bookmark.order(loader, trainer))
@@ -189,7 +194,6 @@ class CLI(LightningCLI):
         for callback in (c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)):
             if settings.fast_dev_run:
                 callback.save_last = False  # Lightning writes it even then
-            callback.save_on_exception &= trainer.world_size == 1  # a rank that fails alone would wait for ever
         if not trainer.barebones:
             table = MetricsFile(self.run.folder / "metrics.csv", write=not settings.fast_dev_run)
             trainer.loggers = [*trainer.loggers, table]

@@ -7,8 +7,8 @@ import secrets
 import shlex
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.utilities import rank_zero_only
 from torch.distributed import TCPStore
 
-from . import Mistake
+from . import Failure, Mistake
 
 PROJECT = Path(__file__).resolve().parents[2]  # the folder of main.py
 LOCKS = ExitStack()
@@ -66,6 +66,7 @@ class Run:
             pass
         for unfinished in self.folder.glob("checkpoints/*.part"):
             unfinished.unlink()
+        (self.folder / "error.txt").unlink(missing_ok=True)  # of an earlier start
 
 
 def runs_root() -> Path:
@@ -107,6 +108,21 @@ def shown(path: Path) -> str:
     return shlex.quote(min(str(path.absolute()), os.path.relpath(path), key=len))
 
 
+@contextmanager
+def replacing(file: Path) -> Iterator[Path]:
+    """Gives a place beside the file's to write it, and moves it when it is whole: there is never half of one."""
+    part = file.with_name(f"{file.name}.part")
+    try:
+        yield part
+        with part.open("rb") as written:
+            os.fsync(written.fileno())
+        part.replace(file)
+    except OSError as error:
+        raise Failure(f"{shown(file)} cannot be written, and is as it was: {error.strerror}") from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
 class MetricsFile(DummyLogger):
     """Writes every logged value, whatever the other loggers are, into a table: `step`, `epoch`, then by name.
 
@@ -130,8 +146,13 @@ class MetricsFile(DummyLogger):
         values = sorted((name, getattr(value, "item", lambda v=value: v)()) for name, value in metrics.items())
         row: dict[str, Any] = {"step": step, **dict(values)}
         if self.file.exists() and row.keys() <= set(self.columns):
-            with self.file.open("a", newline="") as stream:
-                csv.DictWriter(stream, self.columns, lineterminator="\n").writerow(row)
+            size = self.file.stat().st_size
+            try:
+                with self.file.open("a", newline="") as stream:
+                    csv.DictWriter(stream, self.columns, lineterminator="\n").writerow(row)
+            except OSError as error:
+                os.truncate(self.file, size)
+                raise Failure(f"{shown(self.file)} cannot be written: {error.strerror}") from error
         else:
             self._write([*self._read(), row])
 
@@ -151,9 +172,7 @@ class MetricsFile(DummyLogger):
     def _write(self, rows: list[dict[str, Any]]) -> None:
         self.columns = list(dict.fromkeys([*self.columns, *(name for row in rows for name in row)]))
         self.file.parent.mkdir(parents=True, exist_ok=True)
-        whole = self.file.with_suffix(".tmp")  # with a new header: never half of it in the place of all
-        with whole.open("w", newline="") as stream:
+        with replacing(self.file) as part, part.open("w", newline="") as stream:  # with a new header
             writer = csv.DictWriter(stream, self.columns, lineterminator="\n")
             writer.writeheader()
             writer.writerows(rows)
-        whole.replace(self.file)

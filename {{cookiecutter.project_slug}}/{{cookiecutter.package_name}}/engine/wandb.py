@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from .artifacts import Uploads
 
+PREEMPTED = 138  # exit code of a run that SIGUSR1 has ended
 UPLOADS: "list[Uploads]" = []  # of this process's run, if it has any
 
 
@@ -148,11 +149,15 @@ class Wandb(WandbLogger):
 
 def finish(exit_code: int) -> None:
     """Ends the W&B run of this process, if it has one, and W&B's session, so that a next run starts afresh."""
-    while UPLOADS:
-        UPLOADS.pop().close(timeout=60)
-    if "wandb" in sys.modules:
-        import wandb
+    try:
+        while UPLOADS:
+            UPLOADS.pop().close(timeout=20 if exit_code else 60)  # who sends a signal kills after half a minute
+    finally:
+        if "wandb" in sys.modules:
+            import wandb
 
-        if wandb.run is not None:
-            wandb.finish(exit_code=exit_code)
-        wandb.teardown()
+            if wandb.run is not None:
+                if exit_code == PREEMPTED:
+                    wandb.run.mark_preempting()
+                wandb.finish(exit_code={130: 255}.get(exit_code, exit_code))  # 255 is W&B's own for Ctrl-C
+            wandb.teardown()

@@ -1,0 +1,71 @@
+"""What may happen to a run: a callback that does it at a given step, in a given hook, on a given rank."""
+
+import math
+import os
+import resource
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+
+class Act(Callback):
+    """Does `what` when the trainer has made `step` steps: a signal by its name, or one of this class's methods."""
+
+    def __init__(self, what: str, hook: str = "on_train_batch_start", step: int = 25, rank: int = 0) -> None:
+        self.what, self.step, self.rank = what, step, rank
+        setattr(self, hook, self.act)
+
+    def act(self, trainer: Trainer, module: LightningModule, *_: Any, **__: Any) -> None:
+        if trainer.global_step != self.step or trainer.global_rank != self.rank or trainer.sanity_checking:
+            return
+        self.step = -1  # once
+        Path(trainer.default_root_dir, "acted").write_text(str(time.time()))
+        if self.what.startswith("SIG"):
+            signal.raise_signal(getattr(signal, self.what))
+        else:
+            getattr(self, self.what)(module)
+
+    def group_sigint(self, _: LightningModule) -> None:
+        """As a terminal does for Ctrl-C: to every process, those that load data too."""
+        os.killpg(0, signal.SIGINT)
+        time.sleep(0.5)
+
+    def group_sigterm(self, _: LightningModule) -> None:
+        os.killpg(0, signal.SIGTERM)
+        time.sleep(0.5)
+
+    def twice(self, _: LightningModule) -> None:
+        signal.raise_signal(signal.SIGINT)
+        time.sleep(1.5)
+        signal.raise_signal(signal.SIGINT)
+        time.sleep(100)
+
+    def error(self, _: LightningModule) -> None:
+        raise ValueError("the original error")
+
+    def leave(self, _: LightningModule) -> None:
+        sys.exit(3)
+
+    def die(self, _: LightningModule) -> None:
+        os._exit(7)
+
+    def hang(self, _: LightningModule) -> None:
+        time.sleep(1000)
+
+    def diverge(self, module: LightningModule) -> None:
+        with torch.no_grad():
+            next(module.parameters()).fill_(math.nan)
+
+    def fill_the_disk(self, _: LightningModule) -> None:
+        """Lets no file become larger than 20 kB: a checkpoint is, a table is not."""
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
+
+    def fill_the_table(self, module: LightningModule) -> None:
+        """Leaves room for ten bytes more in metrics.csv, which is less than a row."""
+        size = Path(module.trainer.default_root_dir, "metrics.csv").stat().st_size
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size + 10, resource.RLIM_INFINITY))
