@@ -103,6 +103,22 @@ class Manual(Classifier):
         return [torch.optim.Adam(self.parameters(), 1e-3), torch.optim.SGD(self.parameters(), 1e-2)]
 
 
+class Several(NoisyDigits):
+    """Two loaders to train on; the shorter one is read again until the longer one ends."""
+
+    def train_dataloader(self):
+        short, long = torch.utils.data.Subset(self.train, range(48)), torch.utils.data.Subset(self.train, range(112))
+        return [self._loader(part, shuffle=True, drop_last=True) for part in (short, long)]
+
+
+class Pairs(Classifier):
+    def __init__(self, num_classes: int):
+        super().__init__(num_classes)
+
+    def training_step(self, batch, batch_idx):
+        return sum(super(Pairs, self).training_step(part, batch_idx) for part in batch)
+
+
 class Stream(IterableDataset):
     def __init__(self, images):
         self.images = images
@@ -156,6 +172,8 @@ def theirs(command: Commands, tmp_path_factory: pytest.TempPathFactory) -> Itera
         ("--data theirs.NoisyDigits --data.num_workers 2 --data.persistent true", 7),
         ("--data theirs.NoisyDigits --data.sampler weighted", 7),
         ("--data theirs.NoisyDigits --data.sampler generator", 7),
+        ("--data theirs.Several --model theirs.Pairs --trainer.limit_train_batches 1.0", 13),
+        ("--data theirs.Several --data.num_workers 1 --model theirs.Pairs --trainer.limit_train_batches 1.0", 13),
         ("--model theirs.Logs", 7),
         ("--model theirs.Logs --trainer.accumulate_grad_batches 2 --trainer.log_every_n_steps 2", 3),
         ("--model theirs.Manual --callbacks.backup.every_n_train_steps 2", 7),

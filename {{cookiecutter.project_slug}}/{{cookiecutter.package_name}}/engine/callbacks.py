@@ -6,7 +6,7 @@ import os
 import random
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sized
 from dataclasses import dataclass, field
 from datetime import timedelta
 from difflib import get_close_matches
@@ -26,7 +26,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
-from torch.utils.data import BatchSampler, IterableDataset, Sampler
+from torch.utils.data import BatchSampler, DistributedSampler, IterableDataset, Sampler
 from torchmetrics import Metric
 
 from . import Failure, Mistake, nearest
@@ -348,9 +348,10 @@ class Bookmark(Callback):
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         loop = trainer.fit_loop
-        epoch, batch = loop.epoch_progress.current.ready, loop.epoch_loop.batch_progress.current.processed
+        epochs, batch = loop.epoch_progress.current, loop.epoch_loop.batch_progress.current.processed
         here: dict[str, Any] = {"states": {}, "means": {}}
-        if batch < trainer.num_training_batches:
+        epoch = epochs.ready
+        if epochs.processed < epochs.ready and not trainer.is_last_batch:
             epoch -= 1
             metrics = [item for item in pl_module.named_modules() if isinstance(item[1], Metric)]
             means = [item for item in loop.epoch_loop._results.items() if item[1].is_tensor and item[1].meta.on_epoch]
@@ -402,8 +403,9 @@ class Bookmark(Callback):
     def order(self, loader: Any, trainer: Trainer) -> Any:
         """Has a loader read in an order that can be taken up anywhere, each rank its share; returns the loader."""
         batches = getattr(loader, "batch_sampler", None)
-        if type(batches) is BatchSampler and not isinstance(loader.dataset, IterableDataset):
-            batches.sampler = Order(batches.sampler, batches.batch_size, self, trainer, loader.num_workers > 0)
+        plain = type(batches) is BatchSampler and not isinstance(loader.dataset, IterableDataset)
+        if plain and isinstance(batches.sampler, Sized):
+            batches.sampler = Order(batches, self, trainer, seeds=loader.num_workers > 0)
             loader.generator = loader.generator or torch.Generator()  # a loader would draw from that of all
         elif trainer.training:
             rank_zero_only(print)("data     an IterableDataset or batches of your own: going on is not exact to the bit")
@@ -416,15 +418,21 @@ class Order(Sampler[int]):
     To train, all ranks take equally many, so that none waits for another; to evaluate, they take each sample once.
     """
 
-    def __init__(self, sampler: Any, batch_size: int, mark: Bookmark, trainer: Trainer, seeds: bool) -> None:
+    def __init__(self, batches: BatchSampler, mark: Bookmark, trainer: Trainer, seeds: bool) -> None:
+        sampler: Any = batches.sampler
         self.sampler = sampler.sampler if isinstance(sampler, Order) else sampler
-        self.batch_size, self.mark, self.seeds = batch_size, mark, seeds
-        self.rank, self.ranks, self.training = trainer.global_rank, trainer.world_size, trainer.training
+        self.batch_size, self.seed, self.seeds = batches.batch_size, mark.seed, seeds
+        shares = not isinstance(self.sampler, DistributedSampler)  # which takes the rank's share by itself
+        self.rank, self.ranks = (trainer.global_rank, trainer.world_size) if shares else (0, 1)
         self.epoch = trainer.fit_loop.epoch_progress.current.processed
+        self.training = trainer.training
+        self.start = mark.batch if self.training and self.epoch == mark.epoch else 0
 
     def set_epoch(self, epoch: int) -> None:
         """Called by Lightning before each epoch."""
         self.epoch = epoch
+        if isinstance(self.sampler, DistributedSampler):
+            self.sampler.set_epoch(epoch)
 
     def __len__(self) -> int:
         samples = len(self.sampler)
@@ -432,15 +440,15 @@ class Order(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         with isolate_rng():
-            seed = sow(self.mark.seed, self.epoch)
+            seed = sow(self.seed, self.epoch)
             if getattr(self.sampler, "generator", None) is not None:
                 self.sampler.generator.manual_seed(seed)
-            samples = list(self.sampler)
-        first = self.mark.batch * self.batch_size if self.training and self.epoch == self.mark.epoch else 0
-        mine = samples[self.rank :: self.ranks][: len(self)]
+            mine = list(self.sampler)[self.rank :: self.ranks][: len(self)]
+        # Of several loaders a shorter one is read more than once in an epoch, from its beginning then.
+        first, self.start = self.start * self.batch_size % max(len(mine), 1), 0
         for position, index in enumerate(islice(mine, first, None), first):
             begins = self.seeds and position % self.batch_size == 0
-            yield Index(index, (self.mark.seed, self.epoch, self.rank, position)) if begins else index
+            yield Index(index, (self.seed, self.epoch, self.rank, position)) if begins else index
 
 
 def validates(trainer: Trainer) -> bool:
