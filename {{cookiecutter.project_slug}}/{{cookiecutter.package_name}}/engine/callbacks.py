@@ -143,11 +143,13 @@ class Backup(ModelCheckpoint):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         batches = args[-1] + 1
-        due = self.wanted or (bool(self.every) and trainer.global_step % self.every == 0)
-        if self.interval is not None:
-            due |= trainer.strategy.broadcast(time.monotonic() - self.time >= self.interval.total_seconds())
+        self.wanted |= bool(self.every) and trainer.global_step % self.every == 0
+        if self.interval is not None and trainer.global_step % (trainer.log_every_n_steps or 1) == 0:  # ranks agree
+            self.wanted |= trainer.strategy.broadcast(time.monotonic() - self.time >= self.interval.total_seconds())
         # Not between gradients that are summed up, and not before a validation, which going on would leave out.
-        if due and not (batches % trainer.accumulate_grad_batches or trainer.is_last_batch or validates(trainer)):
+        if self.wanted and not (
+            batches % trainer.accumulate_grad_batches or trainer.is_last_batch or validates(trainer)
+        ):
             self._save(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -158,7 +160,7 @@ class Backup(ModelCheckpoint):
 
     def _save(self, trainer: Trainer) -> None:
         if not trainer.fast_dev_run:
-            self.step, self.time = trainer.global_step, time.monotonic()
+            self.step, self.time, self.wanted = trainer.global_step, time.monotonic(), False
             self.last_model_path = os.path.join(str(self.dirpath), "last.ckpt")
             waiting = Path(self.last_model_path).with_suffix(".part")
             trainer.save_checkpoint(waiting, weights_only=False)
