@@ -406,13 +406,15 @@ class Verdict:
     differences: list[str] = field(default_factory=list)
     lost: int = 0
     doubled: int = 0
+    late: int = 0  # which only a sync brought
 
     def history(self, what: str, expected: dict[Kind, Any], got: dict[Kind, Any]) -> None:
         """Compares the rows of W&B: none may be missing, and one more of a row must be equal to it."""
         lost = [kind for kind in expected if len(got.get(kind, ())) < len(expected[kind])]
         wrong = [kind for kind in got if any(row not in expected.get(kind, ()) for row in got[kind])]
-        self.lost += len(lost)
-        self.doubled += sum(max(0, len(got.get(kind, ())) - len(expected[kind])) for kind in expected)
+        if what == "W&B's files":
+            self.lost += len(lost)
+            self.doubled += sum(max(0, len(got.get(kind, ())) - len(expected[kind])) for kind in expected)
         for kinds, said in ((lost, "lost"), (wrong, "wrong")):
             if kinds:
                 shown = "; ".join(f"step {step:g} {'+'.join(names)}" for step, names in kinds[:3])
@@ -658,7 +660,7 @@ class Lab:
                 break
         if not result.verdict.differences:
             counted = compare(reference, folder)
-            self.judge_wandb(setup, reference, folder, counted)
+            self.judge_wandb(reference, folder, counted)
             result.verdict = counted
         result.seconds = time.monotonic() - began
         return result
@@ -677,22 +679,24 @@ class Lab:
         result.kills.append(f"{where} ({strike.whom})")
         return None
 
-    def judge_wandb(self, setup: Setup, reference: Path, folder: Path, verdict: Verdict) -> None:
-        """What W&B shows of the run: as it came, or after one sync of all that the starts left."""
-        if not setup.online:
-            # `wandb sync` sends nothing at all of a run if one of these files is empty.
-            parts = sorted(str(file.parent) for file in folder.glob("wandb/*run-*/*.wandb") if file.stat().st_size > 7)
-            online = self.server.env() | {"WANDB_MODE": "online"}
-            wrong = self.finished(self.start(["-m", "wandb", "sync", *parts], folder, online))
-            verdict.differences += [f"wandb sync: {wrong}"] * bool(wrong)
-        sent = self.server.runs.get(folder.name)
-        if sent is None:
-            verdict.differences.append("W&B: has no such run")
+    def judge_wandb(self, reference: Path, folder: Path, verdict: Verdict) -> None:
+        """What W&B shows of the run: `best/*` as they came, if they did, and all after one sync of what lies here."""
+        expected, history = best(reference), by_kind(recorded_history(reference))
+        if folder.name in self.server.runs:
+            sent = self.server.runs[folder.name]
+            verdict.differences += [f"W&B's summary: {text}" for text in unlike(expected, best_of(sent.summary))]
+            verdict.late = sum(len(rows) for rows in history.values()) - len(sent.history)
+        # `wandb sync` sends nothing at all of a run if one of these files is empty.
+        parts = sorted(str(file.parent) for file in folder.glob("wandb/*run-*/*.wandb") if file.stat().st_size > 7)
+        words = ["-m", "wandb", "sync", "--include-online", *parts]
+        wrong = self.finished(self.start(words, folder, self.server.env() | {"WANDB_MODE": "online"}))
+        if wrong or folder.name not in self.server.runs:
+            verdict.differences.append(f"wandb sync: {wrong or 'no such run'}")
             return
-        verdict.history("W&B", by_kind(recorded_history(reference)), by_kind(sent.history))
-        expected = best(reference)
-        shown = {name: value for name, value in sent.summary.items() if name.startswith("best/")}
-        verdict.differences += [f"W&B's summary: {text}" for text in unlike(expected, shown)]
+        sent = self.server.runs[folder.name]
+        verdict.history("W&B, synced", history, by_kind(sent.history))
+        texts = unlike(expected, best_of(sent.summary))
+        verdict.differences += [f"W&B's summary, synced: {text}" for text in texts]
 
     def cost(self, *words: str) -> tuple[float, float]:
         """What one checkpoint costs: the median of five, in seconds, and its size in megabytes."""
@@ -704,6 +708,11 @@ class Lab:
         assert not wrong, wrong
         found = [tuple(map(float, text)) for text in re.findall(r"^cost (\S+) (\d+)$", start.log.read_text(), re.M)]
         return statistics.median(seconds for seconds, _ in found), found[0][1] / 1e6
+
+
+def best_of(summary: dict[str, Any]) -> dict[str, Any]:
+    """What a summary in W&B says of the best validation."""
+    return {name: value for name, value in summary.items() if name.startswith("best/")}
 
 
 def best(run: Path) -> dict[str, float]:
@@ -736,6 +745,7 @@ def summary(rounds: Sequence[Round], lab: Lab, seconds: float) -> dict[str, Any]
         "kills_by_place": dict(Counter(kill.split(",")[0].split(" (")[0] for kill in kills)),
         "kills_by_victim": dict(Counter(kill.rpartition("(")[2].rstrip(")") for kill in kills)),
         "rows_lost": sum(one.verdict.lost for one in rounds),
+        "rows_that_only_a_sync_brought": sum(one.verdict.late for one in rounds),
         "rows_doubled": sum(one.verdict.doubled for one in rounds),
         "processes_ended_by_us": dict(Counter(name for one in rounds for name in one.left)),
         "seconds_to_first_step": {kind: round(statistics.median(times), 2) for kind, times in sorted(firsts.items())},

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
 from chaos import Lab, Setup, Strike, compare, write_research
 from command import Commands
 from conftest import Bake
@@ -79,6 +80,41 @@ def test_a_run_whose_last_checkpoint_is_cut_goes_on_from_one_before_as_if_nothin
     (warning, *differences) = frozen.resumed(copy, tmp_path)
     assert "last.ckpt is broken, " in warning
     assert differences == []
+
+
+@pytest.mark.parametrize(
+    ("fault", "where"),
+    [
+        ("python", "last.ckpt, state_dict"),
+        ("numpy", "last.ckpt, state_dict"),
+        ("torch", "last.ckpt, state_dict"),
+        ("place", "last.ckpt, state_dict"),
+        ("metrics", "metrics.csv: 1 rows lost, 1 wrong"),
+        ("rows", "metrics.csv: 1 rows lost, 0 wrong"),
+    ],
+)
+def test_each_thing_that_a_checkpoint_keeps_is_missed_when_it_is_not_there(
+    fault: str, where: str, frozen: Frozen, tmp_path: Path
+) -> None:
+    unfinished = [copy for copy in frozen.copies if (copy / "checkpoints" / "last.part").exists()]
+    copy = next(copy for copy in unfinished if "step-2-epoch+train-loss" in copy.parent.name)
+    run = tmp_path / copy.parent.name / copy.name
+    shutil.copytree(copy, run)
+    last = run / "checkpoints" / "last.ckpt"
+    if fault == "rows":  # as if it took its place before the row of its step was there
+        last.with_suffix(".part").replace(last)
+    content = torch.load(last, weights_only=True)
+    bookmark = content["bookmark"]
+    if fault in ("python", "numpy", "torch"):
+        later = torch.load(frozen.reference / "checkpoints" / "last.ckpt", weights_only=True)["bookmark"]
+        bookmark["ranks"][0]["random"][fault] = later["ranks"][0]["random"][fault]
+    if fault == "place":
+        bookmark["batch"] += 1
+    if fault == "metrics":
+        bookmark["ranks"][0]["states"].clear()
+    torch.save(content, last)
+    differences = frozen.resumed(copy, tmp_path)
+    assert any(difference.startswith(where) for difference in differences), differences
 
 
 @pytest.fixture(scope="module")

@@ -55,6 +55,11 @@ class Summaries(Callback):
             if isinstance(logger, Wandb):
                 logger.define(self.metrics)
 
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        for logger in trainer.loggers:
+            if isinstance(logger, Wandb) and self.best:  # that of an earlier start too: a summary is its last start's
+                logger.experiment.summary.update(self.best)
+
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         monitor, mode = next(
             ((c.monitor, c.mode) for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and c.monitor),
@@ -71,9 +76,7 @@ class Summaries(Callback):
             names = sorted(name for name in values if name in self.metrics or name.startswith(f"{stage}/"))
             self.best = {f"best/{name}": values[name] for name in dict.fromkeys((monitor, *names))}
             self.best["best/epoch"] = trainer.current_epoch
-            for logger in trainer.loggers:
-                if isinstance(logger, Wandb):
-                    logger.experiment.summary.update(self.best)
+            self.on_fit_start(trainer, pl_module)
 
     def state_dict(self) -> dict[str, Any]:
         return {"best": self.best, "run": os.environ.get("WANDB_RUN_ID")}
