@@ -111,9 +111,9 @@ def ended(bake: Bake, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict
             process.kill()
         now = time.time()
         run = home / "runs" / env["WANDB_RUN_ID"]
-        acted = float((run / "acted").read_text()) if (run / "acted").exists() else now
+        acted = [float(file.read_text()) for file in run.glob("acted-*")]
         left = alive(f"HOME={env['HOME']}\0")
-        return Ended(process.returncode, screen, now - acted, run, server.runs.get(run.name), left, home)
+        return Ended(process.returncode, screen, now - acted[0], run, server.runs.get(run.name), left, home)
 
     with WandbServer() as server, ThreadPoolExecutor(2) as pool:
         yield dict(zip(CASES, pool.map(end, CASES), strict=True))
