@@ -41,6 +41,10 @@ class Act(Callback):
         os.killpg(0, signal.SIGTERM)
         time.sleep(0.5)
 
+    def sigterm_and_hang(self, _: LightningModule) -> None:
+        signal.raise_signal(signal.SIGTERM)
+        time.sleep(1000)
+
     def twice(self, _: LightningModule) -> None:
         signal.raise_signal(signal.SIGINT)
         time.sleep(1.5)

@@ -151,6 +151,7 @@ def test_a_stopped_run_says_how_to_go_on_and_uploads_its_last_checkpoint(ended: 
     end = ended[case]
     assert re.search(rf"^stopped  by SIG\w+; to go on: fit --resume \S*{end.run.name}$", end.screen, re.MULTILINE)
     assert end.sent
+    assert end.screen.count("stops    ") == 1  # not once more from the processes that load data
     assert [artifact.metadata["step"] for artifact in end.sent.logged] == [19, 26]
     assert not [*end.run.glob("uploads/*")]
 
@@ -250,6 +251,14 @@ def test_a_second_signal_ends_at_once_and_leaves_the_checkpoint_before(command: 
     outcome = command(f"{BRIEF}{ACT}twice --trainer.callbacks.step 8")
     assert (outcome.code, ended_with(outcome), last_step(outcome.run)) == (130, 255, 6), outcome.err
     assert time.monotonic() - began < 20
+
+
+@pytest.mark.slow
+def test_a_batch_that_does_not_end_is_not_waited_for_until_the_sender_kills(command: Commands) -> None:
+    began = time.monotonic()
+    outcome = command(f"{BRIEF}{ACT}sigterm_and_hang --trainer.callbacks.step 8")
+    assert (outcome.code, ended_with(outcome), last_step(outcome.run)) == (143, 143, 6), outcome.err
+    assert time.monotonic() - began < 30
 
 
 @pytest.mark.parametrize("signal", ["SIGINT", "SIGTERM"])

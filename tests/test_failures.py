@@ -109,6 +109,21 @@ def test_a_rank_that_does_not_notice_is_ended(job: Job) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_ctrl_c_in_a_terminal_is_one_signal_though_torchrun_passes_it_on(job: Job, launcher: str) -> None:
+    end = job(launcher, "group_sigint", 1)
+    assert end.code == (130 if launcher == "lightning" else 1), end.screen
+    assert (end.told, last_step(end.run), end.left) == (255, 9, []), end.screen
+
+
+@pytest.mark.slow
+def test_of_three_ranks_the_one_that_was_killed_is_named(job: Job) -> None:
+    end = job("lightning", "SIGKILL", 2, "--trainer.devices 3")
+    assert (end.code, end.told, end.left) == (1, 1, []), end.screen
+    assert end.screen.splitlines()[-1].startswith("error: rank 2 failed, ")
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["error", "SIGKILL", "die"])
 def test_torchrun_starts_a_failed_job_again_where_it_was(job: Job, what: str) -> None:
     often = "--callbacks.backup.every_n_train_steps 1 --trainer.max_epochs 3"
