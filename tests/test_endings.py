@@ -163,6 +163,25 @@ def test_a_job_is_requeued_once_all_is_saved(ended: dict[str, Ended]) -> None:
     assert not [*ended["requeue"].run.glob("hpc_ckpt*")]
 
 
+def test_a_requeued_job_goes_on_from_last_ckpt_whatever_else_lies_there(
+    command: Commands, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in SLURM.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    monkeypatch.setenv("WANDB_RUN_ID", "requeued")
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")  # without scontrol, as in many a container
+    first = command(f"{BRIEF}{ACT}SIGUSR1 --trainer.callbacks.step 8")
+    assert (first.code, last_step(first.run)) == (138, 9)
+    assert first.err.startswith("warning: ")
+    assert "scontrol" in first.err
+    assert first.run
+    (first.run / "hpc_ckpt_1.ckpt").write_text("as Lightning would begin with")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    again = command(f"{BRIEF}{ACT}SIGUSR1 --trainer.callbacks.step 8")
+    assert again.code == 0, again.err
+    assert steps(first.run) == [*range(18)]
+
+
 def test_a_file_that_cannot_be_written_is_one_line_and_what_was_there_is_whole(ended: dict[str, Ended]) -> None:
     full, table = ended["full"], ended["table"]
     assert full.screen.splitlines()[-1].startswith("error: ")
