@@ -21,10 +21,12 @@ class Act(Callback):
         setattr(self, hook, self.act)
 
     def act(self, trainer: Trainer, module: LightningModule, *_: Any, **__: Any) -> None:
-        if trainer.global_step != self.step or trainer.global_rank != self.rank or trainer.sanity_checking:
+        acted = Path(trainer.default_root_dir, f"acted-{self.what}")
+        here = trainer.global_step == self.step and trainer.global_rank == self.rank
+        if not here or trainer.sanity_checking or acted.exists():
             return
-        self.step = -1  # once
-        Path(trainer.default_root_dir, "acted").write_text(str(time.time()))
+        acted.parent.mkdir(exist_ok=True)
+        acted.write_text(str(time.time()))
         if self.what.startswith("SIG"):
             signal.raise_signal(getattr(signal, self.what))
         else:
@@ -38,6 +40,10 @@ class Act(Callback):
     def group_sigterm(self, _: LightningModule) -> None:
         os.killpg(0, signal.SIGTERM)
         time.sleep(0.5)
+
+    def sigterm_and_hang(self, _: LightningModule) -> None:
+        signal.raise_signal(signal.SIGTERM)
+        time.sleep(1000)
 
     def twice(self, _: LightningModule) -> None:
         signal.raise_signal(signal.SIGINT)

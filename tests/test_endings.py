@@ -111,9 +111,9 @@ def ended(bake: Bake, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict
             process.kill()
         now = time.time()
         run = home / "runs" / env["WANDB_RUN_ID"]
-        acted = float((run / "acted").read_text()) if (run / "acted").exists() else now
+        acted = [float(file.read_text()) for file in run.glob("acted-*")]
         left = alive(f"HOME={env['HOME']}\0")
-        return Ended(process.returncode, screen, now - acted, run, server.runs.get(run.name), left, home)
+        return Ended(process.returncode, screen, now - acted[0], run, server.runs.get(run.name), left, home)
 
     with WandbServer() as server, ThreadPoolExecutor(2) as pool:
         yield dict(zip(CASES, pool.map(end, CASES), strict=True))
@@ -151,6 +151,7 @@ def test_a_stopped_run_says_how_to_go_on_and_uploads_its_last_checkpoint(ended: 
     end = ended[case]
     assert re.search(rf"^stopped  by SIG\w+; to go on: fit --resume \S*{end.run.name}$", end.screen, re.MULTILINE)
     assert end.sent
+    assert end.screen.count("stops    ") == 1  # not once more from the processes that load data
     assert [artifact.metadata["step"] for artifact in end.sent.logged] == [19, 26]
     assert not [*end.run.glob("uploads/*")]
 
@@ -160,6 +161,25 @@ def test_a_job_is_requeued_once_all_is_saved(ended: dict[str, Ended]) -> None:
     assert asked.startswith("requeue 77\n")
     assert "last.ckpt" in asked
     assert not [*ended["requeue"].run.glob("hpc_ckpt*")]
+
+
+def test_a_requeued_job_goes_on_from_last_ckpt_whatever_else_lies_there(
+    command: Commands, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in SLURM.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    monkeypatch.setenv("WANDB_RUN_ID", "requeued")
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")  # without scontrol, as in many a container
+    first = command(f"{BRIEF}{ACT}SIGUSR1 --trainer.callbacks.step 8")
+    assert (first.code, last_step(first.run)) == (138, 9)
+    assert first.err.startswith("warning: ")
+    assert "scontrol" in first.err
+    assert first.run
+    (first.run / "hpc_ckpt_1.ckpt").write_text("as Lightning would begin with")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    again = command(f"{BRIEF}{ACT}SIGUSR1 --trainer.callbacks.step 8")
+    assert again.code == 0, again.err
+    assert steps(first.run) == [*range(18)]
 
 
 def test_a_file_that_cannot_be_written_is_one_line_and_what_was_there_is_whole(ended: dict[str, Ended]) -> None:
@@ -250,6 +270,14 @@ def test_a_second_signal_ends_at_once_and_leaves_the_checkpoint_before(command: 
     outcome = command(f"{BRIEF}{ACT}twice --trainer.callbacks.step 8")
     assert (outcome.code, ended_with(outcome), last_step(outcome.run)) == (130, 255, 6), outcome.err
     assert time.monotonic() - began < 20
+
+
+@pytest.mark.slow
+def test_a_batch_that_does_not_end_is_not_waited_for_until_the_sender_kills(command: Commands) -> None:
+    began = time.monotonic()
+    outcome = command(f"{BRIEF}{ACT}sigterm_and_hang --trainer.callbacks.step 8")
+    assert (outcome.code, ended_with(outcome), last_step(outcome.run)) == (143, 143, 6), outcome.err
+    assert time.monotonic() - began < 30
 
 
 @pytest.mark.parametrize("signal", ["SIGINT", "SIGTERM"])

@@ -39,6 +39,7 @@ FILES = {
     "my_project/engine/artifacts.py",
     "my_project/engine/callbacks.py",
     "my_project/engine/cli.py",
+    "my_project/engine/endings.py",
     "my_project/engine/mistakes.py",
     "my_project/engine/origins.py",
     "my_project/engine/references.py",

@@ -5,6 +5,7 @@ import os
 import re
 import secrets
 import shlex
+import socket
 import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -44,9 +45,17 @@ class Run:
         torchrun starts all ranks alike; they agree by the store that it keeps, on what the first of them drew.
         """
         run_id = os.environ.get("WANDB_RUN_ID") or f"r{time.strftime('%y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
-        if not os.environ.get("WANDB_RUN_ID") and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
             store = TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
-            run_id = store.compare_set("run_id", "", run_id).decode()
+            if not os.environ.get("WANDB_RUN_ID"):
+                run_id = store.compare_set("run_id", "", run_id).decode()
+            if (attempt := os.environ["TORCHELASTIC_RESTART_COUNT"]) != "0":
+                if os.environ["RANK"] == "0":
+                    with socket.create_server(("", 0)) as free:
+                        store.set(f"port {attempt}", str(free.getsockname()[1]))
+                # A store of their own, for in torch's the ranks may find addresses of the attempt before.
+                os.environ["MASTER_PORT"] = store.get(f"port {attempt}").decode()
+                os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "False"
         if not re.fullmatch(r"\w[\w.-]*", run_id):
             raise Mistake(f"WANDB_RUN_ID: expected letters, digits, dashes, dots and underscores, got {run_id}")
         folder = root / run_id
