@@ -129,15 +129,6 @@ def trained(machine: Machine) -> Trained:
     return Trained(folder, screen, machine.server.runs[folder.name])
 
 
-@pytest.fixture
-def online(command: Commands, monkeypatch: pytest.MonkeyPatch) -> Iterator[WandbServer]:
-    """A server to which the commands of this test send their runs."""
-    with WandbServer() as server:
-        for name, value in server.env().items():
-            monkeypatch.setenv(name, value)
-        yield server
-
-
 def versions(server: WandbServer, run: str) -> list[tuple[set[str], Artifact]]:
     """The versions of a run's model with their aliases, the oldest first."""
     return [(set(member.aliases), member.artifact) for member in server.collections[f"model-{run}"].members]

@@ -20,8 +20,8 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from . import SECTIONS, VERBS, Mistake
-from .callbacks import Bookmark, Callbacks, Checkpoints, EpochLines, NameCheck, Record
-from .run import LOCKS, PROJECT, REDACTED, MetricsFile, Run, command, redacted, runs_root, shown
+from .callbacks import Bookmark, Callbacks, Checkpoints, EpochLines, MetricsFile, NameCheck, Record
+from .run import LOCKS, PROJECT, REDACTED, Run, command, redacted, runs_root, shown
 from .wandb import Wandb, finish
 
 # What `trainer.barebones` wants left to itself.
@@ -36,7 +36,7 @@ def execute(words: Sequence[str]) -> None:
         if importlib.util.find_spec(f"..{room}", __package__):
             importlib.import_module(f"..{room}", __package__)
     environment, exit_code = dict(os.environ), 1
-    os.environ["WANDB_SILENT"] = "true"  # the lines on the screen are ours
+    os.environ |= {"WANDB_SILENT": "true", "WANDB_ERROR_REPORTING": "false"}  # the lines on the screen are ours
     raised: Exception | None = None
     try:
         with warnings.catch_warnings(), LOCKS:
@@ -74,6 +74,10 @@ def silence() -> None:
 
 class CLI(LightningCLI):
     """Runs one verb with any LightningModule and LightningDataModule."""
+
+    def setup_parser(self, add_subcommands: bool, main_kwargs: dict[str, Any], *others: Any) -> None:
+        epilog = "`sync [RUN ...]` sends to W&B what it does not have of runs; see `sync --help`."
+        super().setup_parser(add_subcommands, {**main_kwargs, "epilog": epilog}, *others)
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         return super().init_parser(allow_abbrev=False, exit_on_error=False, **kwargs)
