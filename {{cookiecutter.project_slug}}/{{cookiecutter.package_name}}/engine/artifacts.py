@@ -31,6 +31,7 @@ class Uploads:
         self.saved: dict[str, ModelCheckpoint] = {}
         self.seen: set[tuple[Path, int]] = set()
         self.step = -1  # of the version that is the latest
+        self.quiet = False
         self.queue: SimpleQueue[Path | None] = SimpleQueue()
         for file in sorted(folder.glob("*.ckpt")):  # what an earlier start left
             self.queue.put(file)
@@ -64,13 +65,16 @@ class Uploads:
             self._take(saved)
         self.queue.put(None)
         self.thread.join(self.timeout)
+        self.quiet = True
 
     def _work(self) -> None:
         while (file := self.queue.get()) and not self.run.offline:
             try:
                 self._deliver(file)
             except Exception as error:  # of W&B, of whatever kind: what is not delivered stays in the folder
-                print(f"warning: W&B did not take a checkpoint, `sync` will try again: {error}")
+                if not self.quiet:
+                    print(f"warning: W&B did not take a checkpoint, it stays in uploads/: {' '.join(str(error).split())}")
+                self.quiet = True  # once is enough
 
     def _deliver(self, file: Path) -> None:
         artifact, aliases = version(file, self.run.id, commit())

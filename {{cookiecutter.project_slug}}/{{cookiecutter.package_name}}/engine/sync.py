@@ -130,9 +130,11 @@ def deliver(folder: Path, tries: int, lock: IO[str] | None = None, checkpoints: 
     try:
         files = sorted(folder.glob("wandb/*run-*/run-*.wandb"), key=lambda file: file.parent.name.partition("run-")[2])
         logs = [log for log in (Log(file, read(file)) for file in files) if log.of("history") or log.of("exit")]
-        sent: dict[Path, str] = {}
+        sent, rows = dict[Path, str](), -1
         while logs:
             there = There(logs)
+            if rows == 0:  # the client says it only with a row
+                there.run.summary.update({"_step": there.run.lastHistoryStep})
             for file in (file for file, digest in sent.items() if digest in there.digests):
                 file.unlink()
             waiting = sorted(folder.glob("uploads/*.ckpt")) if checkpoints else []
@@ -146,8 +148,6 @@ def deliver(folder: Path, tries: int, lock: IO[str] | None = None, checkpoints: 
                 return ", ".join(lacks)
             tries -= 1
             sent = send(folder, logs, there, waiting, lock)
-            if not rows:  # the client would say it only with a row
-                there.run.summary.update({"_step": there.run.lastHistoryStep})
     except Exception as error:  # of W&B, of whatever kind
         return str(error).rstrip(".")
     return ""
@@ -205,10 +205,14 @@ def versions(waiting: list[Path], log: Log) -> tuple[list[Record], dict[Path, st
     commit, step, digest, digests = json.loads(config.get("run", "{}")).get("commit"), -1, "", dict[Path, str]()
     with TemporaryDirectory() as scratch:
         of = log.of("run")[0]
-        place = {"entity": of.entity or None, "project": of.project or None, "dir": scratch}
-        run = wandb.init(id=of.run_id, mode="offline", settings=wandb.Settings(console="off"), **place)
+        quiet, project = wandb.Settings(console="off"), of.project or None
+        run = wandb.init(of.entity or None, project, scratch, of.run_id, mode="offline", settings=quiet)
         for file in waiting:
-            artifact, aliases = version(file, run.id, commit)
+            try:
+                artifact, aliases = version(file, run.id, commit)
+            except Exception as error:  # of torch, of whatever kind: a file that is broken
+                tqdm.write(f"warning: {shown(file)}: not a checkpoint that can be read ({type(error).__name__})")
+                continue
             if "best" in aliases or artifact.metadata["step"] != step:  # else it is the best one once more
                 digest, step = run.log_artifact(artifact, aliases=aliases).digest, artifact.metadata["step"]
             digests[file] = digest

@@ -191,6 +191,9 @@ def finish(exit_code: int) -> None:
                     from .sync import deliver
 
                     left = deliver(folder, tries=0)
+            except TimeoutError:
+                waiting = len(list(folder.glob("uploads/*.ckpt")))
+                left = "W&B does not answer" + f"; {waiting} checkpoints wait" * bool(waiting)
             except Exception as error:  # of W&B, of whatever kind: the record lies in the run's folder
                 left = str(error)
             if left:
