@@ -113,7 +113,10 @@ def children() -> list[str]:
     return [line for line in listed.splitlines() if "wandb" in line and not line.startswith("Z")]
 
 
-@pytest.mark.parametrize("kind", ["refuse", "503", "hang", "401"])
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize("kind", ["hang", "401", pytest.param("refuse", marks=SLOW), pytest.param("503", marks=SLOW)])
 def test_wandb_away_at_the_start_is_one_line_after_seconds(
     kind: str, online: WandbServer, command: Commands, watch: Watch
 ) -> None:
@@ -134,7 +137,7 @@ FAULTS = ["hang", "refuse", "503 graphql", "503 file_stream", "503 storage", "40
 @pytest.mark.parametrize(
     ("fault", "event"),
     [
-        pytest.param(fault, event, marks=() if (fault, event) in FAST else pytest.mark.slow)
+        pytest.param(fault, event, marks=() if (fault, event) in FAST else SLOW)
         for fault in FAULTS
         for event in ("start", "epoch 2")
     ],

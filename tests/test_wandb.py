@@ -360,27 +360,6 @@ def test_the_summary_shows_what_its_rules_say_several_at_once(
     assert run.metrics["train/loss"].step == "trainer/global_step"
 
 
-def test_an_offline_run_is_whole_once_it_is_synced(command: Commands, online: WandbServer) -> None:
-    line = "fit --config @digits --trainer.max_epochs 3 --trainer.logger.offline true --trainer.logger.log_model all"
-    outcome = command(line)
-    assert (outcome.code, outcome.err) == (0, ""), outcome
-    assert outcome.run is not None
-    assert not online.runs
-    folder = next(outcome.run.glob("wandb/offline-run-*"))
-    done = subprocess.run(
-        [Path(sys.executable).parent / "wandb", "sync", folder], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    run = online.runs[outcome.run.name]
-    assert run.state == "finished"
-    steps = [int(row["trainer/global_step"]) for row in run.history if "val/acc" in row]
-    assert steps == [18, 37, 56]
-    assert run.summary["best/val/acc"] == max(row["val/acc"] for row in run.history if "val/acc" in row)
-    found = versions(online, run.id)
-    assert [artifact.metadata["step"] for _, artifact in found] == [19, 38, 57]
-    assert {alias for aliases, _ in found for alias in aliases} == {"best", "latest"}
-
-
 def test_what_an_offline_start_left_is_delivered_when_the_run_goes_on(online: WandbServer, command: Commands) -> None:
     line = f"fit --config @digits{BRIEF} --trainer.logger.log_model all --trainer.logger.offline true"
     run = command(line).run

@@ -73,7 +73,8 @@ class Uploads:
                 self._deliver(file)
             except Exception as error:  # of W&B, of whatever kind: what is not delivered stays in the folder
                 if not self.quiet:
-                    print(f"warning: W&B did not take a checkpoint, it stays in uploads/: {' '.join(str(error).split())}")
+                    reason = " ".join(str(error).split())
+                    print(f"warning: W&B did not take a checkpoint, which stays in uploads/: {reason}")
                 self.quiet = True  # once is enough
 
     def _deliver(self, file: Path) -> None:
