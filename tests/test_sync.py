@@ -7,12 +7,15 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 from typing import Any
 
 import pytest
 from command import Commands, Outcome
 from filelock import FileLock
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import WandbLogger
 from wandb_record import records
 from wandb_server import Run as Sent
 from wandb_server import WandbServer
@@ -27,6 +30,14 @@ def trained(command: Commands, line: str) -> Path:
     if outcome.run is None:
         return command.runs / re.findall(r"run +\S*?([^/\s]+)\n", outcome.out)[0]
     return outcome.run
+
+
+class Tables(Callback):
+    """Has a model log an artifact of its own."""
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert isinstance(trainer.loggers[0], WandbLogger)
+        trainer.loggers[0].log_table(key="table", columns=["a"], data=[[1]])
 
 
 def told(sent: Sent) -> dict[str, Any]:
@@ -64,17 +75,26 @@ def synced(command: Commands, *runs: Path, code: int = 0) -> Outcome:
 
 
 def test_an_offline_run_on_another_machine_becomes_what_an_online_run_is_and_stays_it(
-    online: WandbServer, command: Commands, tmp_path: Path
+    online: WandbServer, command: Commands, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    undisturbed, offline = trained(command, FIT), trained(command, f"{FIT} {OFFLINE}")
+    tables = types.ModuleType("tables")
+    tables.Tables = type("Tables", (Tables,), {"__module__": "tables"})  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "tables", tables)
+    fit = f"{FIT} --trainer.callbacks+ tables.Tables"
+    undisturbed, offline = trained(command, fit), trained(command, f"{fit} {OFFLINE}")
     assert list(online.runs) == [undisturbed.name]
     moved = tmp_path / "elsewhere" / offline.name
     shutil.move(offline, moved)
     synced(command, moved)
     first, second = told(online.runs[undisturbed.name]), told(online.runs[moved.name])
     first["config"]["trainer"]["logger"]["init_args"]["offline"] = True
+    for known in (first, second):
+        for row in (*known["rows"], known["summary"]):
+            row.pop("table", None)  # names files by the run
     assert second == first
-    assert len(second["rows"]) == rows(moved)
+    (table,) = online.collections[f"run-{moved.name}-table"].members
+    assert (table.artifact.state, len(table.artifact.files)) == ("COMMITTED", 1)
+    assert len(second["rows"]) == rows(moved) + 1  # the table, which no file of metrics holds
     assert versions(online, moved) == versions(online, undisturbed)
     assert not list(moved.glob("uploads/*"))
     before = online.dump()
@@ -161,6 +181,8 @@ def test_what_cannot_be_sent_is_listed_and_ends_with_1(online: WandbServer, comm
     assert re.search(r"warning: \S+1-best.ckpt: not a checkpoint that can be read .*\nleft +\S+: 1 checkpoints\n", out)
     (run / "uploads" / "1-best.ckpt").unlink()
     synced(command, run)
+    assert online.runs[run.name].summary["_step"] == rows(run) - 1
+    assert [row["_step"] for row in online.runs[run.name].history] == list(range(rows(run)))
     outcome = command("sync no-such-run")
     assert (outcome.code, outcome.err) == (2, "error: sync: expected a run, got no-such-run\n")
     outcome = command("sync --all")

@@ -5,7 +5,7 @@ import shutil
 import time
 from pathlib import Path
 from queue import SimpleQueue
-from threading import Thread
+from threading import Event, Thread
 from typing import TYPE_CHECKING
 
 import torch
@@ -31,7 +31,7 @@ class Uploads:
         self.saved: dict[str, ModelCheckpoint] = {}
         self.seen: set[tuple[Path, int]] = set()
         self.step = -1  # of the version that is the latest
-        self.quiet = False
+        self.warned, self.over = False, Event()
         self.queue: SimpleQueue[Path | None] = SimpleQueue()
         for file in sorted(folder.glob("*.ckpt")):  # what an earlier start left
             self.queue.put(file)
@@ -65,25 +65,34 @@ class Uploads:
             self._take(saved)
         self.queue.put(None)
         self.thread.join(self.timeout)
-        self.quiet = True
+        self.over.set()
 
     def _work(self) -> None:
         while (file := self.queue.get()) and not self.run.offline:
-            try:
-                self._deliver(file)
-            except Exception as error:  # of W&B, of whatever kind: what is not delivered stays in the folder
-                if not self.quiet:
-                    reason = " ".join(str(error).split())
-                    print(f"warning: W&B did not take a checkpoint, which stays in uploads/: {reason}")
-                self.quiet = True  # once is enough
+            while not self._delivered(file):  # the later ones wait as well, or an alias would end at an earlier one
+                if self.over.wait(5):
+                    return
 
-    def _deliver(self, file: Path) -> None:
-        artifact, aliases = version(file, self.run.id, commit())
-        if "best" in aliases or artifact.metadata["step"] != self.step:  # else it is the best one once more
-            self.step = artifact.metadata["step"]
-            self.run.log_artifact(artifact, aliases=aliases)
-            artifact.wait()
-        file.unlink()
+    def _delivered(self, file: Path) -> bool:
+        """Whether a checkpoint needs no further try; one that cannot be read stays where it is."""
+        try:
+            artifact, aliases = version(file, self.run.id, commit())
+        except Exception as error:  # of torch, of whatever kind
+            print(f"warning: {file}: not a checkpoint that can be read ({type(error).__name__})")
+            return True
+        try:
+            if "best" in aliases or artifact.metadata["step"] != self.step:  # else it is the best one once more
+                self.run.log_artifact(artifact, aliases=aliases)
+                artifact.wait()
+                self.step = artifact.metadata["step"]
+            file.unlink()
+        except Exception as error:  # of W&B, of whatever kind
+            if not (self.warned or self.over.is_set()):
+                reason = " ".join(str(error).split())
+                print(f"warning: W&B did not take a checkpoint, which waits in uploads/: {reason}")
+            self.warned = True
+            return False
+        return True
 
 
 def version(file: Path, run: str, commit: str | None) -> tuple[wandb.Artifact, list[str]]:

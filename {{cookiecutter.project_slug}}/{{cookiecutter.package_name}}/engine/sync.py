@@ -135,7 +135,9 @@ def deliver(folder: Path, tries: int, lock: IO[str] | None = None, checkpoints: 
             there = There(logs)
             if rows == 0:  # the client says it only with a row
                 there.run.summary.update({"_step": there.run.lastHistoryStep})
-            for file in (file for file, digest in sent.items() if digest in there.digests):
+            for file, digest in sent.items():
+                if digest not in there.digests:
+                    break  # and those after it once more, for aliases hang on the order
                 file.unlink()
             waiting = sorted(folder.glob("uploads/*.ckpt")) if checkpoints else []
             rows = sum(len(log.times) for log in logs) - there.rows
