@@ -123,3 +123,12 @@ def wandb_server() -> Iterator[WandbServer]:
     yield server
     server.close()
     server.check()
+
+
+@pytest.fixture
+def online(command: Commands, monkeypatch: pytest.MonkeyPatch) -> Iterator[WandbServer]:
+    """A server to which the commands of this test send their runs."""
+    with WandbServer() as server:
+        for name, value in server.env().items():
+            monkeypatch.setenv(name, value)
+        yield server

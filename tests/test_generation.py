@@ -44,6 +44,7 @@ FILES = {
     "my_project/engine/origins.py",
     "my_project/engine/references.py",
     "my_project/engine/run.py",
+    "my_project/engine/sync.py",
     "my_project/engine/wandb.py",
     "my_project/model.py",
     "my_project/network.py",

@@ -14,7 +14,7 @@ FIT = "fit --config @digits "
 
 MISTAKES = {
     # the verb
-    "": r"expected a verb \(fit, validate, test, predict\), got nothing",
+    "": r"expected a verb \(fit, validate, test, predict, sync\), got nothing",
     "fti --config @digits": r"expected a verb .*, got fti; did you mean fit\?",
     "--config @digits fit": r"expected a verb .*, got --config, which comes after it",
     # options

@@ -21,7 +21,8 @@ INSTALLATION = ["python3 -m venv .venv", ". .venv/bin/activate", 'pip install --
 def test_there_is_no_command_of_a_kind_that_no_test_runs() -> None:
     kinds = [line for line in LINES if line not in (*TRAINING, *INSTALLATION) and not line.startswith("make ")]
     test_wandb = "python main.py test --config configs/digits.yaml --ckpt_path wandb:ENTITY/PROJECT/model-RUN:best"
-    assert kinds == ["python main.py test --ckpt_path RUN", test_wandb]  # the other runs in test_wandb.py
+    syncs = ["python main.py sync", "python main.py sync RUN"]
+    assert kinds == ["python main.py test --ckpt_path RUN", test_wandb, *syncs]  # in test_wandb.py and test_sync.py
     assert len(TRAINING) > 5
     assert len(FLAGS) > 5
 

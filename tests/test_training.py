@@ -22,7 +22,7 @@ SCREEN = r"""
 run      .+
 model    Classifier, 21,386 weights
 device   CPU
-W&B      offline \(no key; to log in: wandb login\); to see this run: wandb leet .+; to send it: wandb sync .+
+W&B      offline \(no key; to log in: wandb login\); to see this run: wandb leet .+; to send it later: python .+ sync .+
 (epoch \d+ +step \d+ +lr-AdamW 0.002  train/loss \S+  val/acc \S+  val/loss \S+
 )+(stopped  after epoch \d+: val/acc no longer gets better
 )?best     val/acc \S+  val/loss \S+  epoch \d+

@@ -129,15 +129,6 @@ def trained(machine: Machine) -> Trained:
     return Trained(folder, screen, machine.server.runs[folder.name])
 
 
-@pytest.fixture
-def online(command: Commands, monkeypatch: pytest.MonkeyPatch) -> Iterator[WandbServer]:
-    """A server to which the commands of this test send their runs."""
-    with WandbServer() as server:
-        for name, value in server.env().items():
-            monkeypatch.setenv(name, value)
-        yield server
-
-
 def versions(server: WandbServer, run: str) -> list[tuple[set[str], Artifact]]:
     """The versions of a run's model with their aliases, the oldest first."""
     return [(set(member.aliases), member.artifact) for member in server.collections[f"model-{run}"].members]
@@ -367,27 +358,6 @@ def test_the_summary_shows_what_its_rules_say_several_at_once(
     assert run.summary["val/loss"] == expected
     assert run.summary["train/loss"] == {"last": values["train/loss"][-1]}
     assert run.metrics["train/loss"].step == "trainer/global_step"
-
-
-def test_an_offline_run_is_whole_once_it_is_synced(command: Commands, online: WandbServer) -> None:
-    line = "fit --config @digits --trainer.max_epochs 3 --trainer.logger.offline true --trainer.logger.log_model all"
-    outcome = command(line)
-    assert (outcome.code, outcome.err) == (0, ""), outcome
-    assert outcome.run is not None
-    assert not online.runs
-    folder = next(outcome.run.glob("wandb/offline-run-*"))
-    done = subprocess.run(
-        [Path(sys.executable).parent / "wandb", "sync", folder], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    run = online.runs[outcome.run.name]
-    assert run.state == "finished"
-    steps = [int(row["trainer/global_step"]) for row in run.history if "val/acc" in row]
-    assert steps == [18, 37, 56]
-    assert run.summary["best/val/acc"] == max(row["val/acc"] for row in run.history if "val/acc" in row)
-    found = versions(online, run.id)
-    assert [artifact.metadata["step"] for _, artifact in found] == [19, 38, 57]
-    assert {alias for aliases, _ in found for alias in aliases} == {"best", "latest"}
 
 
 def test_what_an_offline_start_left_is_delivered_when_the_run_goes_on(online: WandbServer, command: Commands) -> None:

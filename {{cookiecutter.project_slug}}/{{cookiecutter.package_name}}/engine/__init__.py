@@ -39,11 +39,15 @@ def main(args: Sequence[str] | None = None) -> None:
         Mistake: If the command is wrong. What the model or the data raise passes through as it is.
     """
     words = list(sys.argv[1:] if args is None else args)
-    verb = words[0] if words else "nothing"
+    verb, verbs = words[0] if words else "nothing", (*VERBS, "sync")
     try:
+        if verb == "sync":
+            from .sync import sync
+
+            return sync(words[1:])
         if verb not in (*VERBS, "-h", "--help"):
-            got = f"{verb}, which comes after it" if verb.startswith("-") else f"{verb}{nearest(verb, VERBS)}"
-            raise Mistake(f"expected a verb ({', '.join(VERBS)}), got {got}")
+            got = f"{verb}, which comes after it" if verb.startswith("-") else f"{verb}{nearest(verb, verbs)}"
+            raise Mistake(f"expected a verb ({', '.join(verbs)}), got {got}")
         from .cli import execute  # not before: it imports Lightning, which takes seconds
 
         execute(words)

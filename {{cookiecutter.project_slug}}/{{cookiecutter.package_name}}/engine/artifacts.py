@@ -5,17 +5,17 @@ import shutil
 import time
 from pathlib import Path
 from queue import SimpleQueue
-from threading import Thread
+from threading import Event, Thread
 from typing import TYPE_CHECKING
 
+import torch
 import wandb
-from lightning.pytorch.callbacks import ModelCheckpoint
 
 from . import Mistake
-from .references import read_checkpoint
 from .run import commit
 
 if TYPE_CHECKING:
+    from lightning.pytorch.callbacks import ModelCheckpoint
     from wandb import Run
 
 
@@ -23,27 +23,28 @@ class Uploads:
     """Delivers checkpoints from a thread of its own, so that no step of the training waits for W&B.
 
     What is still to be delivered lies in a folder, each checkpoint as a link, where the disk knows links, by the time
-    and its alias. It goes when W&B has it; while the run is offline, `wandb sync` needs it.
+    and its alias. It goes when W&B has it; what an offline run leaves there is for `sync`.
     """
 
-    def __init__(self, run: "Run", folder: Path, every: bool) -> None:
-        self.run, self.folder, self.every = run, folder, every
+    def __init__(self, run: "Run", folder: Path, every: bool, timeout: float) -> None:
+        self.run, self.folder, self.every, self.timeout = run, folder, every, timeout
         self.saved: dict[str, ModelCheckpoint] = {}
         self.seen: set[tuple[Path, int]] = set()
         self.step = -1  # of the version that is the latest
+        self.warned, self.over = False, Event()
         self.queue: SimpleQueue[Path | None] = SimpleQueue()
         for file in sorted(folder.glob("*.ckpt")):  # what an earlier start left
             self.queue.put(file)
         self.thread = Thread(target=self._work, daemon=True)
         self.thread.start()
 
-    def add(self, saved: ModelCheckpoint) -> None:
+    def add(self, saved: "ModelCheckpoint") -> None:
         """Takes what a callback has saved: every checkpoint at once, or its best and its last one at the end."""
         self.saved[saved.state_key] = saved
         if self.every:
             self._take(saved)
 
-    def _take(self, saved: ModelCheckpoint) -> None:
+    def _take(self, saved: "ModelCheckpoint") -> None:
         names = [*(saved.best_k_models if self.every else ()), saved.best_model_path, saved.last_model_path]
         for file in (Path(name).resolve() for name in dict.fromkeys(names) if name and Path(name).is_file()):
             if (mark := (file, file.stat().st_mtime_ns)) in self.seen:
@@ -58,36 +59,53 @@ class Uploads:
                 shutil.copy(file, kept)
             self.queue.put(kept)
 
-    def close(self, timeout: float) -> None:
-        """Takes what is left, and waits for its delivery so many seconds at most."""
+    def close(self, most: float) -> None:
+        """Takes what is left, and waits for its delivery, `timeout` and `most` seconds at most."""
         for saved in self.saved.values():
             self._take(saved)
         self.queue.put(None)
-        self.thread.join(timeout)
+        self.thread.join(min(self.timeout, most))
+        self.over.set()
 
     def _work(self) -> None:
-        while file := self.queue.get():
-            try:
-                self._deliver(file, file.stem.partition("-")[2])
-            except (Exception, Mistake) as error:  # of W&B, of whatever kind: what is not delivered stays in the folder
-                print(f"warning: W&B did not take a checkpoint: {error}")
+        while (file := self.queue.get()) and not self.run.offline:
+            while not self._delivered(file):  # the later ones wait as well, or an alias would end at an earlier one
+                if self.over.wait(5):
+                    return
 
-    def _deliver(self, file: Path, alias: str) -> None:
-        content = read_checkpoint(file)
-        if alias == "best" or content["global_step"] != self.step:  # else it is the best one once more
-            self.step = content["global_step"]
-            about = {"epoch": content["epoch"], "step": self.step, "commit": commit()}
-            about["class_path"] = content.get("hyper_parameters", {}).get("_class_path")
-            for name, state in content["callbacks"].items():
-                if "ModelCheckpoint" in name and state.get("current_score") is not None:
-                    about |= {"monitor": state.get("monitor"), "score": float(state["current_score"])}
-            artifact = wandb.Artifact(f"model-{self.run.id}", "model", metadata=about)
-            artifact.add_file(str(file), "model.ckpt", policy="immutable")
-            self.run.log_artifact(artifact, aliases=["latest", alias])
-            if self.run.offline:
-                return
-            artifact.wait()
-        file.unlink()
+    def _delivered(self, file: Path) -> bool:
+        """Whether a checkpoint needs no further try; one that cannot be read stays where it is."""
+        try:
+            artifact, aliases = version(file, self.run.id, commit())
+        except Exception as error:  # of torch, of whatever kind
+            print(f"warning: {file}: not a checkpoint that can be read ({type(error).__name__})")
+            return True
+        try:
+            if "best" in aliases or artifact.metadata["step"] != self.step:  # else it is the best one once more
+                self.run.log_artifact(artifact, aliases=aliases)
+                artifact.wait()
+                self.step = artifact.metadata["step"]
+            file.unlink()
+        except Exception as error:  # of W&B, of whatever kind
+            if not (self.warned or self.over.is_set()):
+                reason = " ".join(str(error).split())
+                print(f"warning: W&B did not take a checkpoint, which waits in uploads/: {reason}")
+            self.warned = True
+            return False
+        return True
+
+
+def version(file: Path, run: str, commit: str | None) -> tuple[wandb.Artifact, list[str]]:
+    """A checkpoint in `uploads/` as a version of the run's model, and its aliases."""
+    content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    about = {"epoch": content["epoch"], "step": content["global_step"], "commit": commit}
+    about["class_path"] = content.get("hyper_parameters", {}).get("_class_path")
+    for name, state in content["callbacks"].items():
+        if "ModelCheckpoint" in name and state.get("current_score") is not None:
+            about |= {"monitor": state.get("monitor"), "score": float(state["current_score"])}
+    artifact = wandb.Artifact(f"model-{run}", "model", metadata=about)
+    artifact.add_file(str(file), "model.ckpt", policy="immutable")
+    return artifact, ["latest", file.stem.partition("-")[2]]
 
 
 def download(name: str, root: Path, option: str) -> Path:

@@ -1,12 +1,14 @@
-"""The callbacks of every run."""
+"""The callbacks of every run, and the logger of its metrics.csv."""
 
 import copy
+import csv
 import math
 import os
 import random
+import re
 import secrets
 import time
-from collections.abc import Iterator, Sized
+from collections.abc import Iterator, Mapping, Sized
 from dataclasses import dataclass, field
 from datetime import timedelta
 from difflib import get_close_matches
@@ -21,6 +23,7 @@ import yaml
 from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.model_helpers import is_overridden
@@ -30,7 +33,7 @@ from torch.utils.data import BatchSampler, DistributedSampler, IterableDataset, 
 from torchmetrics import Metric
 
 from . import Failure, Mistake, nearest
-from .run import MetricsFile, Run, commit, redacted, replacing, shown
+from .run import Run, commit, redacted, replacing, shown
 from .wandb import Wandb
 
 Rule = Literal["min", "max", "mean", "last"]
@@ -519,3 +522,58 @@ class EpochLines(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.enable_validation:
             self.on_validation_end(trainer, pl_module)
+
+
+class MetricsFile(DummyLogger):
+    """Writes every logged value, whatever the other loggers are, into a table: `step`, `epoch`, then by name.
+
+    To the model it is the logger where there is no other: DummyLogger takes any call and ignores it.
+    """
+
+    def __init__(self, file: Path, write: bool) -> None:
+        super().__init__()
+        self.file = file
+        self.write = write
+        self.columns = ["step", "epoch"]
+
+    @property
+    def save_dir(self) -> str:
+        return str(self.file.parent)
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        if not self.write:  # but under `fast_dev_run`
+            return
+        values = sorted((name, getattr(value, "item", lambda v=value: v)()) for name, value in metrics.items())
+        row: dict[str, Any] = {"step": step, **dict(values)}
+        if self.file.exists() and row.keys() <= set(self.columns):
+            size = self.file.stat().st_size
+            try:
+                with self.file.open("a", newline="") as stream:
+                    csv.DictWriter(stream, self.columns, lineterminator="\n").writerow(row)
+            except OSError as error:
+                os.truncate(self.file, size)
+                raise Failure(f"{shown(self.file)} cannot be written: {error.strerror}") from error
+        else:
+            self._write([*self._read(), row])
+
+    @rank_zero_only
+    def forget(self, step: int) -> None:
+        """Drops the rows from this step on, which are about to be logged again; what a test has logged stays."""
+        if self.write and self.file.exists():
+            tested = re.compile(r"test/.")
+            self._write([row for row in self._read() if int(row["step"]) < step or any(map(tested.match, filter(row.get, row)))])
+
+    def _read(self) -> list[dict[str, Any]]:
+        if not self.file.exists():
+            return []
+        with self.file.open(newline="") as stream:
+            return [*csv.DictReader(stream)]
+
+    def _write(self, rows: list[dict[str, Any]]) -> None:
+        self.columns = list(dict.fromkeys([*self.columns, *(name for row in rows for name in row)]))
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(self.file) as part, part.open("w", newline="") as stream:  # with a new header
+            writer = csv.DictWriter(stream, self.columns, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)

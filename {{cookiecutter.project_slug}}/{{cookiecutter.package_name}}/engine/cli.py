@@ -20,9 +20,9 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from . import SECTIONS, VERBS, Mistake
-from .callbacks import Bookmark, Callbacks, Checkpoints, EpochLines, NameCheck, Record
+from .callbacks import Bookmark, Callbacks, Checkpoints, EpochLines, MetricsFile, NameCheck, Record
 from .endings import Endings
-from .run import LOCKS, PROJECT, REDACTED, MetricsFile, Run, command, redacted, runs_root, shown
+from .run import LOCKS, PROJECT, REDACTED, Run, command, redacted, runs_root, shown
 from .wandb import Wandb
 
 # What `trainer.barebones` wants left to itself.
@@ -37,7 +37,7 @@ def execute(words: Sequence[str]) -> None:
         if importlib.util.find_spec(f"..{room}", __package__):
             importlib.import_module(f"..{room}", __package__)
     environment = dict(os.environ)
-    os.environ["WANDB_SILENT"] = "true"  # the lines on the screen are ours
+    os.environ |= {"WANDB_SILENT": "true", "WANDB_ERROR_REPORTING": "false"}  # the lines on the screen are ours
     raised: Exception | None = None
     try:
         with warnings.catch_warnings(), LOCKS, Endings() as endings:
@@ -76,6 +76,10 @@ class CLI(LightningCLI):
     def __init__(self, words: list[str], endings: Endings) -> None:
         self.endings = endings
         super().__init__(args=words, save_config_callback=None, auto_configure_optimizers=False)
+
+    def setup_parser(self, add_subcommands: bool, main_kwargs: dict[str, Any], *others: Any) -> None:
+        epilog = "`sync [RUN ...]` sends to W&B what it does not have of runs; see `sync --help`."
+        super().setup_parser(add_subcommands, {**main_kwargs, "epilog": epilog}, *others)
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         return super().init_parser(allow_abbrev=False, exit_on_error=False, **kwargs)

@@ -15,8 +15,8 @@ from jsonargparse import ArgumentParser
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_only
 
-from . import Mistake, nearest
-from .run import Run, runs_root, shown
+from . import Mistake
+from .run import Run, find_run, runs_root, shown
 
 
 def find_checkpoint(reference: str, root: Path, option: str) -> Path:
@@ -42,16 +42,6 @@ def find_checkpoint(reference: str, root: Path, option: str) -> Path:
     best = next((state["best_model_path"] for state in states if state.get("best_model_path")), last)
     best = last.parent / Path(best).name  # by its name alone: the folder may have been moved
     return best if best.exists() else last
-
-
-def find_run(reference: str, root: Path, option: str) -> Path:
-    """Finds the folder of a run by its id or path."""
-    for folder in (root / reference, Path(reference)):
-        if reference and folder.is_dir():
-            return folder.absolute()
-    hint = nearest(reference, (folder.name for folder in root.glob("*/")))
-    expected = "a run" if option == "--resume" else "a checkpoint file, RUN or RUN:last"
-    raise Mistake(f"{option}: expected {expected}, got {reference}{hint}")
 
 
 def newest_checkpoint(folder: Path) -> Path:

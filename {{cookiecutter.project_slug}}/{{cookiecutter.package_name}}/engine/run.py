@@ -1,6 +1,5 @@
-"""A run: its id, its folder, and the record in it that needs no W&B to be read."""
+"""A run: its id, its folder, and what may be written down of it. Imports no Lightning, which takes seconds."""
 
-import csv
 import os
 import re
 import secrets
@@ -8,18 +7,15 @@ import shlex
 import socket
 import subprocess
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
-from lightning.pytorch.loggers.logger import DummyLogger
-from lightning.pytorch.utilities import rank_zero_only
-from torch.distributed import TCPStore
 
-from . import Failure, Mistake
+from . import Failure, Mistake, nearest
 
 PROJECT = Path(__file__).resolve().parents[2]  # the folder of main.py
 LOCKS = ExitStack()
@@ -46,6 +42,8 @@ class Run:
         """
         run_id = os.environ.get("WANDB_RUN_ID") or f"r{time.strftime('%y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
         if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+            from torch.distributed import TCPStore
+
             store = TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
             if not os.environ.get("WANDB_RUN_ID"):
                 run_id = store.compare_set("run_id", "", run_id).decode()
@@ -81,6 +79,34 @@ class Run:
 def runs_root() -> Path:
     """Where runs are kept: RUNS_ROOT, or `runs` beside main.py."""
     return Path(os.environ.get("RUNS_ROOT") or PROJECT / "runs").expanduser().absolute()
+
+
+def find_run(reference: str, root: Path, option: str) -> Path:
+    """Finds the folder of a run by its id or path."""
+    for folder in (root / reference, Path(reference)):
+        if reference and folder.is_dir():
+            return folder.absolute()
+    hint = nearest(reference, (folder.name for folder in root.glob("*/")))
+    expected = "a run" if option in ("--resume", "sync") else "a checkpoint file, RUN or RUN:last"
+    raise Mistake(f"{option}: expected {expected}, got {reference}{hint}")
+
+
+def refusal() -> str:
+    """Why W&B takes nothing from us now, if so: asked in seconds, where W&B's client would try for minutes."""
+    import wandb
+
+    wandb.setup()  # before there is a variable that would hold for all that comes after
+    given = os.environ.get("WANDB_HTTP_TIMEOUT")
+    os.environ["WANDB_HTTP_TIMEOUT"] = given or "5"
+    try:
+        return "" if wandb.login(prompt=False, verify=True) else "no key; to log in: wandb login"
+    except wandb.errors.CommError as error:
+        if "did not respond in time" in str(error):
+            return "W&B does not answer"
+        return f"{str(error).rstrip('.')}; to log in: wandb login"
+    finally:
+        del os.environ["WANDB_HTTP_TIMEOUT"]
+        os.environ |= {"WANDB_HTTP_TIMEOUT": given} if given else {}
 
 
 def commit() -> str | None:
@@ -130,58 +156,3 @@ def replacing(file: Path) -> Iterator[Path]:
         raise Failure(f"{shown(file)} cannot be written, and is as it was: {error.strerror}") from error
     finally:
         part.unlink(missing_ok=True)
-
-
-class MetricsFile(DummyLogger):
-    """Writes every logged value, whatever the other loggers are, into a table: `step`, `epoch`, then by name.
-
-    To the model it is the logger where there is no other: DummyLogger takes any call and ignores it.
-    """
-
-    def __init__(self, file: Path, write: bool) -> None:
-        super().__init__()
-        self.file = file
-        self.write = write
-        self.columns = ["step", "epoch"]
-
-    @property
-    def save_dir(self) -> str:
-        return str(self.file.parent)
-
-    @rank_zero_only
-    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
-        if not self.write:  # but under `fast_dev_run`
-            return
-        values = sorted((name, getattr(value, "item", lambda v=value: v)()) for name, value in metrics.items())
-        row: dict[str, Any] = {"step": step, **dict(values)}
-        if self.file.exists() and row.keys() <= set(self.columns):
-            size = self.file.stat().st_size
-            try:
-                with self.file.open("a", newline="") as stream:
-                    csv.DictWriter(stream, self.columns, lineterminator="\n").writerow(row)
-            except OSError as error:
-                os.truncate(self.file, size)
-                raise Failure(f"{shown(self.file)} cannot be written: {error.strerror}") from error
-        else:
-            self._write([*self._read(), row])
-
-    @rank_zero_only
-    def forget(self, step: int) -> None:
-        """Drops the rows from this step on, which are about to be logged again; what a test has logged stays."""
-        if self.write and self.file.exists():
-            tested = re.compile(r"test/.")
-            self._write([row for row in self._read() if int(row["step"]) < step or any(map(tested.match, filter(row.get, row)))])
-
-    def _read(self) -> list[dict[str, Any]]:
-        if not self.file.exists():
-            return []
-        with self.file.open(newline="") as stream:
-            return [*csv.DictReader(stream)]
-
-    def _write(self, rows: list[dict[str, Any]]) -> None:
-        self.columns = list(dict.fromkeys([*self.columns, *(name for row in rows for name in row)]))
-        self.file.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(self.file) as part, part.open("w", newline="") as stream:  # with a new header
-            writer = csv.DictWriter(stream, self.columns, lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)

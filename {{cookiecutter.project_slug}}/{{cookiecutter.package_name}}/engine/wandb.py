@@ -1,5 +1,6 @@
 """All use of W&B."""
 
+import math
 import os
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from . import Mistake
-from .run import shown
+from .run import PROJECT, refusal, shown
 
 if TYPE_CHECKING:
     from wandb import Run
@@ -50,7 +51,8 @@ class Wandb(WandbLogger):
         log_model: Whether checkpoints become artifacts: `false`, `true` (best and last at the end), `all` (each).
         config: Further keys of the run's configuration in W&B.
         save_dir: Folder in which W&B makes its own, `wandb/`; that of WANDB_DIR, the run's folder, if null.
-        offline: Whether to send nothing; `wandb sync` can send it later.
+        offline: Whether to send nothing; `python main.py sync` can send it later.
+        finish_timeout: How many seconds the end of the run may wait for W&B at most, half of them for checkpoints.
     """
 
     def __init__(
@@ -66,12 +68,14 @@ class Wandb(WandbLogger):
         config: dict[str, Any] | None = None,
         save_dir: str | None = None,
         offline: bool = False,
+        finish_timeout: float = 60,
     ) -> None:
         save_dir = save_dir or os.environ.get("WANDB_DIR", ".")
         super().__init__(name=name, save_dir=save_dir, project=project)
         self._options: dict[str, Any] = {"project": project, "entity": entity, "name": name, "group": group}
         self._options |= {"tags": tags, "notes": notes, "job_type": job_type, "config": config, "dir": save_dir}
         self._send = not offline
+        self._patience = finish_timeout / 2
         self._reason = ""
         self._models = log_model
 
@@ -84,34 +88,51 @@ class Wandb(WandbLogger):
             wandb.log = NOTHING  # so that a model may call it on all ranks
             return NOTHING
         if self._experiment is None:
-            if self._send and os.environ.get("WANDB_MODE", "online") == "online":
-                self._reason = self._refusal()
             Path(self._options["dir"]).mkdir(parents=True, exist_ok=True)  # else W&B takes a temporary folder
-            self._experiment = run = wandb.init(
-                **self._options,
-                id=os.environ.get("WANDB_RUN_ID"),
-                resume="allow",
-                mode="offline" if self._reason or not self._send else None,
-                settings=wandb.Settings(
-                    save_code=True,  # with it goes the patch to the commit
-                    x_transaction_log_flush_interval=0.05,  # seconds; what is not yet in the file, a kill takes with it
-                ),
-            )
+            try:
+                if self._send and os.environ.get("WANDB_MODE", "online") == "online":
+                    self._offline_if(refusal())
+                    self._offline_if(self._earlier())
+                self._experiment = self._begun()
+            except wandb.errors.CommError as error:
+                wandb.teardown()  # else W&B's client says that the id is in use
+                self._offline_if(str(error))
+                self._experiment = self._begun()
+            run = self._experiment
             run.define_metric("trainer/global_step")
             run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
         return self._experiment  # type: ignore[return-value]
 
-    def _refusal(self) -> str:
-        """Why W&B takes nothing from us, if so."""
+    def _begun(self) -> "Run":
         import wandb
 
-        try:
-            reason = "" if wandb.login(prompt=False, verify=True) else "no key"
-        except wandb.errors.CommError as error:
-            reason = str(error).rstrip(".")
+        return wandb.init(
+            **self._options,
+            id=os.environ.get("WANDB_RUN_ID"),
+            resume="allow",
+            mode="offline" if self._reason or not self._send else None,
+            settings=wandb.Settings(
+                save_code=True,  # with it goes the patch to the commit
+                x_transaction_log_flush_interval=0.05,  # seconds; what is not yet in the file, a kill takes with it
+                init_timeout=8,
+                finish_timeout=self._patience,
+                finish_timeout_raises=True,
+            ),
+        )
+
+    def _offline_if(self, reason: str) -> None:
         if reason and os.environ.get("WANDB_MODE") == "online":
             raise Mistake(f"W&B: {reason}; WANDB_MODE=online asks for it")
-        return reason and f" ({reason}; to log in: wandb login)"
+        self._reason = self._reason or reason
+
+    def _earlier(self) -> str:
+        """Sends what earlier starts of the run left behind, so that W&B has all rows in their order."""
+        folder = Path(self._options["dir"])
+        if self._reason or not list(folder.glob("wandb/*run-*/run-*.wandb")):
+            return ""
+        from .sync import deliver
+
+        return deliver(folder, tries=1, checkpoints=False)
 
     def after_save_checkpoint(self, checkpoint_callback: ModelCheckpoint) -> None:
         """Has what was saved uploaded, now or when the run ends."""
@@ -119,7 +140,8 @@ class Wandb(WandbLogger):
             from .artifacts import Uploads
 
             if not UPLOADS:
-                UPLOADS.append(Uploads(self.experiment, Path(self._options["dir"]) / "uploads", self._models == "all"))
+                folder = Path(self._options["dir"]) / "uploads"
+                UPLOADS.append(Uploads(self.experiment, folder, self._models == "all", self._patience))
             UPLOADS[0].add(checkpoint_callback)
 
     def define(self, metrics: dict[str, Any]) -> None:
@@ -131,7 +153,10 @@ class Wandb(WandbLogger):
     def uses(self, file: str) -> None:
         """Records that the run begins with a checkpoint, if it came from W&B."""
         if ".artifacts" in (parts := Path(file).parts) and not self.experiment.offline:
-            self.use_artifact(f"{'/'.join(parts[-5:-2])}:{parts[-2]}", "model")
+            try:
+                self.use_artifact(f"{'/'.join(parts[-5:-2])}:{parts[-2]}", "model")
+            except Exception as error:  # of W&B, of whatever kind: a record that is not worth a run
+                print(f"warning: W&B did not record which checkpoint the run begins with: {error}")
 
     @property
     def place(self) -> str:
@@ -144,20 +169,37 @@ class Wandb(WandbLogger):
         if not self.experiment.offline:
             return self.place
         folder = shown(Path(self.experiment.dir).parents[1])
-        return f"offline{self._reason}; to see this run: wandb leet {folder}; to send it: wandb sync {self.place}"
+        why = self._reason and f" ({self._reason})"
+        return f"offline{why}; to see this run: wandb leet {folder}; to send it later: {delivery(self._options['dir'])}"
+
+
+def delivery(folder: str) -> str:
+    """The command that sends a run."""
+    return f"python {shown(PROJECT / 'main.py')} sync {shown(Path(folder))}"
 
 
 def finish(exit_code: int) -> None:
     """Ends the W&B run of this process, if it has one, and W&B's session, so that a next run starts afresh."""
-    try:
-        while UPLOADS:
-            UPLOADS.pop().close(timeout=20 if exit_code else 60)  # who sends a signal kills after half a minute
-    finally:
-        if "wandb" in sys.modules:
-            import wandb
+    while UPLOADS:
+        UPLOADS.pop().close(20 if exit_code else math.inf)  # who sends a signal kills after half a minute
+    if "wandb" in sys.modules:
+        import wandb
 
-            if wandb.run is not None:
+        if (run := wandb.run) is not None:
+            folder, left = Path(run.dir).parents[2], ""
+            try:
                 if exit_code == PREEMPTED:
-                    wandb.run.mark_preempting()
-                wandb.finish(exit_code={130: 255}.get(exit_code, exit_code))  # 255 is W&B's own for Ctrl-C
-            wandb.teardown()
+                    run.mark_preempting()
+                run.finish({130: 255}.get(exit_code, exit_code))  # 255 is W&B's own for Ctrl-C
+                if not (run.offline or run.disabled):
+                    from .sync import deliver
+
+                    left = deliver(folder, tries=0)
+            except TimeoutError:
+                waiting = len(list(folder.glob("uploads/*.ckpt")))
+                left = "W&B does not answer" + f"; {waiting} checkpoints wait" * bool(waiting)
+            except Exception as error:  # of W&B, of whatever kind: the record lies in the run's folder
+                left = str(error)
+            if left:
+                print(f"W&B      has not all of this run ({left}); to send the rest: {delivery(str(folder))}")
+        wandb.teardown()

@@ -1,0 +1,162 @@
+"""W&B is never in the way: it may be away when a run begins, goes on or ends, and costs it seconds and no record."""
+
+import os
+import re
+import subprocess
+import sys
+import threading
+import time
+import types
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from command import Commands, Outcome
+from lightning.pytorch import Callback, LightningModule, Trainer
+from wandb.sdk.lib.asyncio_manager import AsyncioManager
+from wandb_server import WandbServer
+
+FIT = "fit --config @digits --trainer.log_every_n_steps 1 --trainer.logger.log_model all"
+AWAY = "W&B does not answer"
+PATIENCE = 4  # seconds
+FAST = [("hang", "start"), ("401", "epoch 2")]
+
+
+@dataclass
+class Watch:
+    """The times of a training, and the calls in which its loop waited for W&B."""
+
+    times: dict[str, float] = field(default_factory=dict)
+    epochs: list[float] = field(default_factory=list)
+    waits: list[str] = field(default_factory=list)
+    events: dict[str, Callable[[], None]] = field(default_factory=dict)
+    training: bool = False
+
+    def at(self, event: str) -> None:
+        self.times[event] = time.monotonic()
+        self.events.get(event, lambda: None)()
+
+
+@pytest.fixture
+def watch(monkeypatch: pytest.MonkeyPatch) -> Watch:
+    """Watches the trainings of this test: `--trainer.callbacks+ watching.Watching`."""
+    watch = Watch()
+    waiting = AsyncioManager.run
+
+    class Watching(Callback):
+        def __init__(self) -> None:
+            watch.at("made")
+
+        def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+            watch.training = True
+            watch.at("start")
+
+        def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+            watch.at(f"epoch {trainer.current_epoch}")
+            watch.epochs.append(time.monotonic())
+
+        def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+            watch.epochs.append(time.monotonic())
+            watch.training = False
+            watch.at("end")
+
+    def run(self: AsyncioManager, fn: Any) -> Any:
+        if watch.training and threading.current_thread() is threading.main_thread() and "._publish." not in repr(fn):
+            watch.waits.append(repr(fn))
+        return waiting(self, fn)
+
+    monkeypatch.setattr(AsyncioManager, "run", run)
+    watching = types.ModuleType("watching")
+    watching.Watching = Watching  # type: ignore[attr-defined]
+    Watching.__module__ = "watching"
+    monkeypatch.setitem(sys.modules, "watching", watching)
+    return watch
+
+
+def fit(command: Commands, *words: str, epochs: int = 3) -> Outcome:
+    line = f"{FIT} --trainer.max_epochs {epochs} --trainer.logger.finish_timeout {PATIENCE}"
+    return command(f"{line} --trainer.callbacks+ watching.Watching {' '.join(words)}")
+
+
+def lines(outcome: Outcome, start: str = "W&B ") -> list[str]:
+    return [line for line in outcome.out.splitlines() if line.startswith(start)]
+
+
+def steps(server: WandbServer, run: Path | None) -> list[int]:
+    assert run is not None
+    return [int(row["_step"]) for row in server.runs[run.name].history]
+
+
+def versions(server: WandbServer, run: Path | None) -> list[tuple[int, set[str]]]:
+    assert run is not None
+    members = server.collections[f"model-{run.name}"].members
+    return [(member.artifact.metadata["step"], set(member.aliases)) for member in members]
+
+
+def rows(run: Path | None) -> int:
+    """How many rows were logged, as the run's own file says."""
+    assert run is not None
+    return len((run / "metrics.csv").read_text().splitlines()) - 1
+
+
+def shown(run: Path | None) -> str:
+    """A path as the commands print it here."""
+    return min(str(run), os.path.relpath(str(run)), key=len)
+
+
+def children() -> list[str]:
+    """The processes of W&B's client that this one has started and that have not ended."""
+    words = ("ps", "-o", "stat=,comm=", "--ppid", str(os.getpid()))
+    listed = subprocess.run(words, capture_output=True, text=True, check=False).stdout
+    return [line for line in listed.splitlines() if "wandb" in line and not line.startswith("Z")]
+
+
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize("kind", ["hang", "401", pytest.param("refuse", marks=SLOW), pytest.param("503", marks=SLOW)])
+def test_wandb_away_at_the_start_is_one_line_after_seconds(
+    kind: str, online: WandbServer, command: Commands, watch: Watch
+) -> None:
+    online.fail(kind)
+    outcome = fit(command, epochs=1)
+    assert (outcome.code, outcome.err) == (0, ""), outcome
+    assert watch.times["start"] - watch.times["made"] < 15
+    first, *_ = lines(outcome)
+    assert re.match(r"W&B      offline \((.+)\); to see this run: .*; to send it later: python \S+ sync \S+$", first)
+    assert (AWAY in first) == (kind != "401")
+    assert ("wandb login" in first) == (kind == "401")
+    assert not children()
+
+
+FAULTS = ["hang", "refuse", "503 graphql", "503 file_stream", "503 storage", "401"]
+
+
+@pytest.mark.parametrize(
+    ("fault", "event"),
+    [
+        pytest.param(fault, event, marks=() if (fault, event) in FAST else SLOW)
+        for fault in FAULTS
+        for event in ("start", "epoch 2")
+    ],
+)
+def test_wandb_away_in_the_middle_slows_nothing_and_loses_nothing(
+    fault: str, event: str, online: WandbServer, command: Commands, watch: Watch
+) -> None:
+    watch.events[event] = lambda: online.fail(*fault.split())
+    outcome = fit(command)
+    took = time.monotonic() - watch.times["end"]
+    assert (outcome.code, outcome.err) == (0, ""), outcome
+    assert not watch.waits
+    assert took < PATIENCE + 10, "the end waited for W&B"
+    assert outcome.out.count("warning: W&B did not take a checkpoint") <= 1
+    assert "has not all of this run (" in lines(outcome)[-1]
+    assert lines(outcome)[-1].endswith(f" sync {shown(outcome.run)}")
+    assert not children()
+    online.recover()
+    synced = command(f"sync {outcome.run}")
+    assert (synced.code, synced.out) == (0, f"sent     {shown(outcome.run)}\n"), synced
+    assert [step for step, _ in versions(online, outcome.run)] == [19, 38, 57]
+    assert steps(online, outcome.run) == list(range(rows(outcome.run)))
