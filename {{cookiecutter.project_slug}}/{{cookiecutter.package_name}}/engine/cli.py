@@ -213,8 +213,8 @@ class CLI(LightningCLI):
     def after_fit(self) -> None:
         """Tests the best checkpoint if asked to, and says what the run left and how to go on."""
         trainer, named = self.trainer, self.config_init[self.subcommand].callbacks
-        saved = trainer.checkpoint_callback
-        best = Path(getattr(saved, "best_model_path", "") or getattr(saved, "last_model_path", ""))
+        saved = [c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)]
+        best = Path(next(filter(None, (getattr(c, f"{which}_model_path") for which in ("best", "last") for c in saved)), ""))
         ours = best.is_relative_to(self.run.folder)  # not the checkpoint of another run, with which this one began
         if self.config_init[self.subcommand].test_after_fit:
             trainer.test(self.model, datamodule=self.datamodule, ckpt_path=str(best) if ours else None)
