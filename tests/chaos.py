@@ -641,7 +641,11 @@ class Lab:
         """Runs a configuration, killed at these moments, to its end, and compares."""
         began = time.monotonic()
         result = Round(seed, setup)
-        reference = self.reference(replace(setup, online=False))
+        try:
+            reference = self.reference(replace(setup, online=False))
+        except AssertionError as error:
+            result.verdict.differences.append(str(error))
+            return result
         folder = self.home / f"{seed}" / f"chaos-{seed}"
         folder.parent.mkdir()
         env = self.server.env() | {"WANDB_MODE": "online"} if setup.online else {}
@@ -786,7 +790,7 @@ def main() -> int:
                 rounds.append(one)
                 print(one, flush=True)
                 if not (given.keep and one.verdict.differences):
-                    shutil.rmtree(home / str(one.seed))
+                    shutil.rmtree(home / str(one.seed), ignore_errors=True)
             figures = summary(rounds, lab, time.monotonic() - began)
     finally:
         if not (given.keep and any(one.verdict.differences for one in rounds)):

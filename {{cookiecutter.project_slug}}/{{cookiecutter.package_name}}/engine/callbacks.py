@@ -2,6 +2,7 @@
 
 import copy
 import csv
+import io
 import math
 import os
 import random
@@ -335,8 +336,11 @@ class Checkpoints(TorchCheckpointIO):
         content = {key: redacted(value) if "hyper_parameters" in key else value for key, value in checkpoint.items()}
         if "://" in str(path):
             return super().save_checkpoint(content, path, storage_options)
-        with replacing(Path(path)) as part:
-            super().save_checkpoint(content, part, storage_options)
+        whole = io.BytesIO()
+        torch.save(content, whole)
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        with replacing(Path(path)) as part:  # Lightning's own writes into TMPDIR, where a kill leaves it for ever
+            part.write_bytes(whole.getbuffer())
 
 
 class Bookmark(Callback):
