@@ -131,6 +131,23 @@ def test_wandb_away_at_the_start_is_one_line_after_seconds(
     assert not children()
 
 
+@pytest.mark.slow
+def test_no_rank_waits_for_wandb_and_the_process_ends(online: WandbServer, command: Commands) -> None:
+    line = FIT.replace("@digits", "configs/digits.yaml").split()
+    more = ["--trainer.max_epochs", "1", "--trainer.accelerator", "cpu", "--trainer.devices", "2"]
+    with online.failing("hang"):
+        done = subprocess.run(
+            [sys.executable, "main.py", *line, *more],
+            cwd=command.project,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
+        )
+    assert done.returncode == 0, done
+    assert done.stdout.count(AWAY) == 1
+
+
 FAULTS = ["hang", "refuse", "503 graphql", "503 file_stream", "503 storage", "401"]
 
 

@@ -214,7 +214,6 @@ def test_a_run_that_was_killed_is_sent_to_its_last_row(online: WandbServer, comm
     assert [row["_step"] for row in sent.history] == list(range(logged))
     assert (sent.state, sent.exit_code) == ("failed", 1)
     epochs = [int(epoch) for epoch in re.findall(r"^epoch (\d+) ", sent.output, re.MULTILINE)]
-    print(epochs)
     assert sorted(set(epochs)) == list(range(len(set(epochs))))
     before = online.dump()
     synced(command, run)

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 from filelock import FileLock, Timeout
@@ -107,6 +108,15 @@ def refusal() -> str:
     finally:
         del os.environ["WANDB_HTTP_TIMEOUT"]
         os.environ |= {"WANDB_HTTP_TIMEOUT": given} if given else {}
+
+
+def end_session() -> None:
+    """Ends W&B's client, which never answers if a request was given up just before, and ends with this process then."""
+    import wandb
+
+    ending = Thread(target=wandb.teardown, daemon=True)
+    ending.start()
+    ending.join(5)
 
 
 def commit() -> str | None:

@@ -29,7 +29,7 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]
 
 from . import Mistake
-from .run import find_run, refusal, runs_root, shown
+from .run import end_session, find_run, refusal, runs_root, shown
 
 try:
     import fcntl
@@ -63,7 +63,7 @@ def sync(words: list[str]) -> None:
                 left = away or ("" if locked(lock) else "another process is at work on it") or deliver(folder, 1, lock)
             remains += bool(left)
             tqdm.write(f"left     {shown(folder)}: {left}" if left else f"sent     {shown(folder)}")
-        wandb.teardown()
+        end_session()
     finally:
         os.environ.clear()
         os.environ.update(environment)

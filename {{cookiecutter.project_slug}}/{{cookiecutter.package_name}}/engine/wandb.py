@@ -11,7 +11,7 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from . import Mistake
-from .run import PROJECT, refusal, shown
+from .run import PROJECT, end_session, refusal, shown
 
 if TYPE_CHECKING:
     from wandb import Run
@@ -95,7 +95,7 @@ class Wandb(WandbLogger):
                     self._offline_if(self._earlier())
                 self._experiment = self._begun()
             except wandb.errors.CommError as error:
-                wandb.teardown()  # else W&B's client says that the id is in use
+                end_session()  # else W&B's client says that the id is in use
                 self._offline_if(str(error))
                 self._experiment = self._begun()
             run = self._experiment
@@ -202,4 +202,4 @@ def finish(exit_code: int) -> None:
                 left = str(error)
             if left:
                 print(f"W&B      has not all of this run ({left}); to send the rest: {delivery(str(folder))}")
-        wandb.teardown()
+        end_session()
