@@ -105,7 +105,7 @@ class Divergence(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         every = trainer.log_every_n_steps  # type: ignore[attr-defined]
         logged = trainer.callback_metrics.keys() if every and trainer.global_step % every == 0 else set()
-        for name in logged & self.metrics:
+        for name in logged & set(self.metrics):
             if not math.isfinite(value := trainer.callback_metrics[name].item()):
                 raise Failure(f"{name} is {value} at step {trainer.global_step}; it is not saved")
 
