@@ -36,7 +36,10 @@ echo "$@" > "$HOME/asked"
 ls "$RUNS_ROOT"/*/checkpoints >> "$HOME/asked"
 """
 CASES = {  # how each of the processes ends
-    "ctrl_c": ACT + "group_sigint --data.num_workers 2 --trainer.logger.log_model true",
+    # Waits for batches that are not loaded yet.
+    "ctrl_c": ACT
+    + "group_sigint --trainer.callbacks.step 4 --trainer.accumulate_grad_batches 9 --data.num_workers 2"
+    + " --trainer.logger.log_model true",
     "sigterm": ACT + "group_sigterm --data.num_workers 2 --trainer.logger.log_model true",
     "requeue": ACT + "SIGUSR1 --trainer.logger.log_model true",
     "full": ACT + "fill_the_disk",
@@ -122,7 +125,7 @@ def ended(bake: Bake, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict
 @pytest.mark.parametrize(
     ("case", "code", "sent", "state", "step"),
     [
-        ("ctrl_c", 130, 255, "failed", 26),
+        ("ctrl_c", 130, 255, "failed", 5),
         ("sigterm", 143, 143, "failed", 26),
         ("requeue", 138, 138, "preempted", 26),
         ("full", 1, 1, "failed", 19),
@@ -152,7 +155,7 @@ def test_a_stopped_run_says_how_to_go_on_and_uploads_its_last_checkpoint(ended: 
     assert re.search(rf"^stopped  by SIG\w+; to go on: fit --resume \S*{end.run.name}$", end.screen, re.MULTILINE)
     assert end.sent
     assert end.screen.count("stops    ") == 1  # not once more from the processes that load data
-    assert [artifact.metadata["step"] for artifact in end.sent.logged] == [19, 26]
+    assert [artifact.metadata["step"] for artifact in end.sent.logged] == ([3, 5] if case == "ctrl_c" else [19, 26])
     assert not [*end.run.glob("uploads/*")]
 
 
@@ -366,3 +369,4 @@ def test_a_configuration_that_cannot_be_written_is_one_line(command: Commands) -
     assert outcome.code == 1
     assert re.fullmatch(r"error: \S+config.yaml cannot be written, and is as it was: File too large\n", outcome.err)
     assert config.read_text() == before
+    assert not [*trained.run.glob("*.part")]

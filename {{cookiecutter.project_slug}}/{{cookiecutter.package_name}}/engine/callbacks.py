@@ -97,18 +97,15 @@ class Divergence(Callback):
     No step waits for it: it looks at values that have just been logged, and at weights that are about to be saved.
 
     Args:
-        metrics: Names of metrics that must be finite wherever they are logged.
+        metrics: Names of metrics that must be finite.
     """
 
     metrics: list[str] = field(default_factory=list)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         every = trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if every and trainer.global_step % every == 0:
-            self.on_validation_end(trainer, pl_module)
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        for name in trainer.callback_metrics.keys() & self.metrics:
+        logged = trainer.callback_metrics.keys() if every and trainer.global_step % every == 0 else set()
+        for name in logged & set(self.metrics):
             if not math.isfinite(value := trainer.callback_metrics[name].item()):
                 raise Failure(f"{name} is {value} at step {trainer.global_step}; it is not saved")
 

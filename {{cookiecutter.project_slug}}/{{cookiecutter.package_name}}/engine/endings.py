@@ -68,7 +68,7 @@ class Endings(Callback):
             return
         self.signal, self.since, trainer = self.signal or number, time.monotonic(), self.trainer
         if self.begun and trainer and trainer.state.fn == TrainerFn.FITTING and not (again or trainer.interrupted):
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # the same signal may end what loads data before the batch
+            signal.signal(signal.SIGCHLD, lambda *_: None)  # the end of what loads data, which gets the signal as well
             if number == signal.SIGTERM:  # whoever sends it kills after half a minute
                 threading.Thread(target=self.remind, args=(20,), daemon=True).start()
             if not self.rank:
