@@ -35,7 +35,7 @@ from torchmetrics import Metric
 
 from . import Failure, Mistake, nearest
 from .run import Run, commit, redacted, replacing, shown
-from .wandb import Wandb
+from .wandb import FLUSH, Wandb
 
 Rule = Literal["min", "max", "mean", "last"]
 
@@ -140,10 +140,11 @@ class Backup(ModelCheckpoint):
         self.wanted = False  # at the next moment from which one can go on exactly
         self.waiting: Path | None = None
         self.step = -1  # of the last one, once the training has begun
-        self.time = 0.0
+        self.time = self.delay = 0.0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.step, self.time = trainer.global_step, time.monotonic()
+        self.delay = 3 * FLUSH if any(isinstance(logger, Wandb) for logger in trainer.loggers) else 0
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         batches = args[-1] + 1
@@ -164,21 +165,29 @@ class Backup(ModelCheckpoint):
 
     def _save(self, trainer: Trainer) -> None:
         if not trainer.fast_dev_run:
-            self.step, self.time, self.wanted = trainer.global_step, time.monotonic(), False
+            if self.waiting:
+                time.sleep(max(0, self.time + self.delay - time.monotonic()))
+                self._publish(trainer)
             self.last_model_path = os.path.join(str(self.dirpath), "last.ckpt")
             waiting = Path(self.last_model_path).with_suffix(".part")
             trainer.save_checkpoint(waiting, weights_only=False)
-            self.waiting = waiting
+            self.step, self.time, self.wanted, self.waiting = trainer.global_step, time.monotonic(), False, waiting
+
+    def _publish(self, trainer: Trainer) -> None:
+        if self.waiting and trainer.is_global_zero:
+            self.waiting.replace(self.last_model_path)
+            for logger in trainer.loggers:
+                logger.after_save_checkpoint(proxy(self))
+        self.waiting = None
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
-        if self.waiting:
-            if trainer.is_global_zero:
-                self.waiting.replace(self.last_model_path)
-                for logger in trainer.loggers:
-                    logger.after_save_checkpoint(proxy(self))
-            self.waiting = None
+        if self.waiting and time.monotonic() >= self.time + self.delay:
+            self._publish(trainer)
 
-    on_train_epoch_start = on_train_end = on_train_batch_start
+    on_train_epoch_start = on_train_batch_start
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._publish(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         if self.save_on_exception and self.step not in (-1, trainer.global_step):
@@ -186,7 +195,7 @@ class Backup(ModelCheckpoint):
                 self._save(trainer)
             except (Exception, Failure) as error:  # not in the place of what ended the training
                 print(f"warning: the last state is not saved: {error}")
-        self.on_train_batch_start(trainer, pl_module)
+        self._publish(trainer)
 
 
 @dataclass

@@ -17,6 +17,7 @@ import subprocess
 import sys
 import zlib
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -112,6 +113,10 @@ class There:
             if "Could not find run" in str(error):
                 return
             raise
+        place = Path(self.run.dir)
+        for empty in (place, *place.parents[:2]):  # W&B's client makes ENTITY/PROJECT/RUN, for nothing
+            with suppress(OSError):
+                empty.rmdir()
         times, newest = [time for log in logs for time in log.times], self._times(self.run.lastHistoryStep)[-1:]
         elsewhere = bool(newest) and newest[0] not in times  # the run went on in another folder
         there = set(self._times(0)) if elsewhere else set(times[: times.index(newest[0]) + 1] if newest else ())

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from .artifacts import Uploads
 
+FLUSH = 0.02  # seconds, after which W&B's client has what was logged in its file
 PREEMPTED = 138  # exit code of a run that SIGUSR1 has ended
 UPLOADS: "list[Uploads]" = []  # of this process's run, if it has any
 
@@ -113,7 +114,7 @@ class Wandb(WandbLogger):
             mode="offline" if self._reason or not self._send else None,
             settings=wandb.Settings(
                 save_code=True,  # with it goes the patch to the commit
-                x_transaction_log_flush_interval=0.05,  # seconds; what is not yet in the file, a kill takes with it
+                x_transaction_log_flush_interval=FLUSH,  # what is not yet in the file, a kill takes with it
                 init_timeout=8,
                 finish_timeout=self._patience,
                 finish_timeout_raises=True,
