@@ -371,7 +371,10 @@ class Bookmark(Callback):
         epoch = epochs.ready
         if epochs.processed < epochs.ready and not trainer.is_last_batch:
             epoch -= 1
-            metrics = [item for item in pl_module.named_modules() if isinstance(item[1], Metric)]
+            # What ModelCheckpoint saves at the end of a validation holds that one's metrics, which are done with.
+            done = {id(result.value) for result in loop.epoch_loop.val_loop._results.values() if trainer.validating}
+            modules = pl_module.named_modules()
+            metrics = [item for item in modules if isinstance(item[1], Metric) and id(item[1]) not in done]
             means = [item for item in loop.epoch_loop._results.items() if item[1].is_tensor and item[1].meta.on_epoch]
             here = {"states": dict(metrics), "means": dict(means)}
             here = {kind: {name: metric.metric_state for name, metric in of.items()} for kind, of in here.items()}
