@@ -43,13 +43,13 @@ class Act(Callback):
 
     def sigterm_and_hang(self, _: LightningModule) -> None:
         signal.raise_signal(signal.SIGTERM)
-        time.sleep(1000)
+        time.sleep(60)
 
     def twice(self, _: LightningModule) -> None:
         signal.raise_signal(signal.SIGINT)
         time.sleep(1.5)
         signal.raise_signal(signal.SIGINT)
-        time.sleep(100)
+        time.sleep(30)
 
     def error(self, _: LightningModule) -> None:
         raise ValueError("the original error")

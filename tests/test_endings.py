@@ -275,6 +275,18 @@ def test_a_second_signal_ends_at_once_and_leaves_the_checkpoint_before(command: 
     assert time.monotonic() - began < 20
 
 
+def test_a_signal_in_the_last_batch_of_all_is_too_late_to_be_a_failure(command: Commands) -> None:
+    outcome = command(f"{BRIEF}{ACT}SIGTERM --trainer.callbacks.step 17")
+    assert (outcome.code, ended_with(outcome), last_step(outcome.run)) == (0, 0, 18), outcome.err
+
+
+def test_an_exception_after_a_signal_is_not_lost(command: Commands) -> None:
+    error = "--trainer.callbacks+=acts.Act --trainer.callbacks.what error --trainer.callbacks.hook on_validation_start"
+    outcome = command(f"{BRIEF}{ACT}SIGTERM --trainer.callbacks.step 5 {error} --trainer.callbacks.step 6")
+    assert str(outcome.error) == "the original error"
+    assert ended_with(outcome) == 1
+
+
 @pytest.mark.slow
 def test_a_batch_that_does_not_end_is_not_waited_for_until_the_sender_kills(command: Commands) -> None:
     began = time.monotonic()

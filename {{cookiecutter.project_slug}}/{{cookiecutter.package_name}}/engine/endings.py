@@ -38,6 +38,11 @@ class Stopped(SystemExit):
     """A signal ended the run. The exit code is what a shell gives for one: 128 and the signal's number."""
 
 
+def meant(error: BaseException | None) -> bool:
+    """Whether a signal has ended what ended, be it only a process that loads data."""
+    return isinstance(error, Stopped) or "DataLoader worker" in str(error)
+
+
 class Endings(Callback):
     """The context in which a command runs, and the callback that knows how far it is."""
 
@@ -67,7 +72,8 @@ class Endings(Callback):
         if again and time.monotonic() - self.since < 1:  # torchrun passes on what a terminal sends to everyone
             return
         self.signal, self.since, trainer = self.signal or number, time.monotonic(), self.trainer
-        if self.begun and trainer and trainer.state.fn == TrainerFn.FITTING and not (again or trainer.interrupted):
+        fits = trainer is not None and trainer.state.fn == TrainerFn.FITTING and not trainer.interrupted
+        if self.begun and fits and not (again or self.over):
             signal.signal(signal.SIGCHLD, lambda *_: None)  # the end of what loads data, which gets the signal as well
             if number == signal.SIGTERM:  # whoever sends it kills after half a minute
                 threading.Thread(target=self.remind, args=(20,), daemon=True).start()
@@ -123,7 +129,7 @@ class Endings(Callback):
         self.on_train_batch_start(trainer, pl_module)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        if trainer.world_size > 1 and not self.leaving:
+        if trainer.world_size > 1 and not (self.leaving and meant(exception)):
             time.sleep(2 if trainer.global_rank else 0)  # the end of a rank that was killed is seen by the first one
             self.note_the_dead()
             self.note(self.rank, "".join(traceback.format_exception(exception)))
@@ -172,8 +178,8 @@ class Endings(Callback):
         for child in self.children if error is None else ():
             child.wait()
         ending = error
-        if self.leaving:
-            ending = Stopped(128 + self.leaving)
+        if meant(error) and (number := self.leaving or self.signal):
+            ending = Stopped(128 + number)
         else:
             self.note_the_dead()
             if cause := self.cause():
@@ -186,6 +192,9 @@ class Endings(Callback):
         code = code if isinstance(code, int) else int(code is not None)
         try:
             finish(code)
+        except Stopped as stopped:  # a signal to the uploads; they stay to be sent later
+            finish(code)
+            ending = ending or stopped
         finally:
             for child in self.children:
                 child.kill()
