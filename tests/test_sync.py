@@ -28,7 +28,7 @@ def trained(command: Commands, line: str) -> Path:
     outcome = command(line)
     assert (outcome.code, outcome.err) == (0, ""), outcome
     if outcome.run is None:
-        return command.runs / re.findall(r"run +\S*?([^/\s]+)\n", outcome.out)[0]
+        return command.runs / str(re.findall(r"run +\S*?([^/\s]+)\n", outcome.out)[0])
     return outcome.run
 
 

@@ -148,8 +148,9 @@ class Backup(ModelCheckpoint):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         batches = args[-1] + 1
-        self.wanted |= bool(self.every) and trainer.global_step % self.every == 0
-        if self.interval is not None and trainer.global_step % (trainer.log_every_n_steps or 1) == 0:  # ranks agree
+        self.wanted |= self.every is not None and trainer.global_step % self.every == 0
+        often = trainer.log_every_n_steps or 1  # type: ignore[attr-defined]
+        if self.interval is not None and trainer.global_step % often == 0:
             self.wanted |= trainer.strategy.broadcast(time.monotonic() - self.time >= self.interval.total_seconds())
         # Not between gradients that are summed up, and not before a validation, which going on would leave out.
         if self.wanted and not (
@@ -164,7 +165,7 @@ class Backup(ModelCheckpoint):
         pass
 
     def _save(self, trainer: Trainer) -> None:
-        if not trainer.fast_dev_run:
+        if not trainer.fast_dev_run:  # type: ignore[attr-defined]
             if self.waiting:
                 time.sleep(max(0, self.time + self.delay - time.monotonic()))
                 self._publish(trainer)
@@ -365,7 +366,7 @@ class Bookmark(Callback):
         self.seed = trainer.strategy.broadcast(int(os.environ.get("PL_GLOBAL_SEED") or secrets.randbits(32)))
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        loop = trainer.fit_loop
+        loop: Any = trainer.fit_loop
         epochs, batch = loop.epoch_progress.current, loop.epoch_loop.batch_progress.current.processed
         here: dict[str, Any] = {"states": {}, "means": {}}
         epoch = epochs.ready
@@ -384,8 +385,8 @@ class Bookmark(Callback):
         ranks: list[Any] = [here] * trainer.world_size
         if trainer.world_size > 1:
             torch.distributed.all_gather_object(ranks, here)
-        metrics = {name: value.cpu() for name, value in trainer.callback_metrics.items()}
-        checkpoint["bookmark"] = {"seed": self.seed, "epoch": epoch, "batch": batch, "metrics": metrics, "ranks": ranks}
+        last = {name: value.cpu() for name, value in trainer.callback_metrics.items()}
+        checkpoint["bookmark"] = {"seed": self.seed, "epoch": epoch, "batch": batch, "metrics": last, "ranks": ranks}
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         vars(self).update(checkpoint.get("bookmark", {}))
@@ -393,6 +394,8 @@ class Bookmark(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not self.ranks:
             return
+        if trainer.ckpt_path and Path(trainer.ckpt_path).is_relative_to(trainer.default_root_dir):
+            trainer.ckpt_path = None  # or ModelCheckpoint would keep this file when there is a better one
         loop = trainer.fit_loop
         if not self.batch and loop.restarting:  # with `max_steps` Lightning would take an ended epoch for one begun
             loop.epoch_progress.increment_completed()
@@ -410,7 +413,9 @@ class Bookmark(Callback):
                 vars(module).update(mine["states"].get(name, {}))
             restore_random_states(self.ranks[trainer.global_rank]["random"])
         else:
-            rank_zero_only(print)(f"ranks    {len(self.ranks)} before, {trainer.world_size} now: not the same to the bit")
+            rank_zero_only(print)(
+                f"ranks    {len(self.ranks)} before, {trainer.world_size} now: not the same to the bit"
+            )
         self.ranks = []
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
@@ -423,13 +428,15 @@ class Bookmark(Callback):
 
     def order(self, loader: Any, trainer: Trainer) -> Any:
         """Has a loader read in an order that can be taken up anywhere, each rank its share; returns the loader."""
-        batches = getattr(loader, "batch_sampler", None)
+        batches: Any = getattr(loader, "batch_sampler", None)
         plain = type(batches) is BatchSampler and not isinstance(loader.dataset, IterableDataset)
         if plain and isinstance(batches.sampler, Sized):
             batches.sampler = Order(batches, self, trainer, seeds=loader.num_workers > 0)
             loader.generator = loader.generator or torch.Generator()  # a loader would draw from that of all
         elif trainer.training:
-            rank_zero_only(print)("data     an IterableDataset or batches of your own: going on is not exact to the bit")
+            rank_zero_only(print)(
+                "data     an IterableDataset or batches of your own: going on is not exact to the bit"
+            )
         return loader
 
 
@@ -441,11 +448,12 @@ class Order(Sampler[int]):
 
     def __init__(self, batches: BatchSampler, mark: Bookmark, trainer: Trainer, seeds: bool) -> None:
         sampler: Any = batches.sampler
-        self.sampler = sampler.sampler if isinstance(sampler, Order) else sampler
+        self.sampler: Any = sampler.sampler if isinstance(sampler, Order) else sampler
         self.batch_size, self.seed, self.seeds = batches.batch_size, mark.seed, seeds
         shares = not isinstance(self.sampler, DistributedSampler)  # which takes the rank's share by itself
         self.rank, self.ranks = (trainer.global_rank, trainer.world_size) if shares else (0, 1)
-        self.epoch = trainer.fit_loop.epoch_progress.current.processed
+        loop: Any = trainer.fit_loop
+        self.epoch = loop.epoch_progress.current.processed
         self.training = trainer.training
         self.start = mark.batch if self.training and self.epoch == mark.epoch else 0
 
@@ -504,21 +512,22 @@ def sow(*words: int) -> int:
     """Seeds this process by several words at once; returns the seed. Source: numpy.random.SeedSequence."""
     seed = int(np.random.SeedSequence(words).generate_state(1)[0])
     random.seed(seed)
-    np.random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002
     torch.manual_seed(seed)
     return seed
 
 
 def random_states() -> dict[str, Any]:
     """The states of this process's random number generators, in types that a checkpoint may hold."""
-    kind, keys, *rest = np.random.get_state()
-    states = {"python": random.getstate(), "numpy": (kind, keys.tolist(), *rest), "torch": torch.get_rng_state()}
+    kind, keys, *rest = tuple(np.random.get_state())  # noqa: NPY002
+    numbers: Any = keys
+    states = {"python": random.getstate(), "numpy": (kind, numbers.tolist(), *rest), "torch": torch.get_rng_state()}
     return states | ({"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else {})
 
 
 def restore_random_states(states: dict[str, Any]) -> None:
     random.setstate(states["python"])
-    np.random.set_state(states["numpy"])
+    np.random.set_state(states["numpy"])  # noqa: NPY002
     torch.set_rng_state(states["torch"])
     if "cuda" in states and torch.cuda.is_available():
         torch.cuda.set_rng_state(states["cuda"])
@@ -575,7 +584,9 @@ class MetricsFile(DummyLogger):
         """Drops the rows from this step on, which are about to be logged again; what a test has logged stays."""
         if self.write and self.file.exists():
             tested = re.compile(r"test/.")
-            self._write([row for row in self._read() if int(row["step"]) < step or any(map(tested.match, filter(row.get, row)))])
+            self._write(
+                [row for row in self._read() if int(row["step"]) < step or any(map(tested.match, filter(row.get, row)))]
+            )
 
     def _read(self) -> list[dict[str, Any]]:
         if not self.file.exists():

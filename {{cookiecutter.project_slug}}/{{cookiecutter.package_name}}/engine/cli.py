@@ -189,8 +189,9 @@ class CLI(LightningCLI):
         trainer = super().instantiate_trainer(callbacks=callbacks, **kwargs)
         self.endings.error_file = self.run.folder / "error.txt"
         if shares:
-            process = trainer.strategy.process_dataloader
-            trainer.strategy.process_dataloader = lambda loader: process(bookmark.order(loader, trainer))
+            strategy: Any = trainer.strategy
+            process = strategy.process_dataloader
+            strategy.process_dataloader = lambda loader: process(bookmark.order(loader, trainer))
         if trainer.is_global_zero and self.record in callbacks and not settings.fast_dev_run:
             self.run.lock()
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
@@ -214,7 +215,8 @@ class CLI(LightningCLI):
         """Tests the best checkpoint if asked to, and says what the run left and how to go on."""
         trainer, named = self.trainer, self.config_init[self.subcommand].callbacks
         saved = [c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)]
-        best = Path(next(filter(None, (getattr(c, f"{which}_model_path") for which in ("best", "last") for c in saved)), ""))
+        files = [*(c.best_model_path for c in saved), *(c.last_model_path for c in saved), ""]
+        best = Path(next(filter(None, files), ""))
         ours = best.is_relative_to(self.run.folder)  # not the checkpoint of another run, with which this one began
         if self.config_init[self.subcommand].test_after_fit:
             trainer.test(self.model, datamodule=self.datamodule, ckpt_path=str(best) if ours else None)

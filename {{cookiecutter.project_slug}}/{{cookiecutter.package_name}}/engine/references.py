@@ -148,6 +148,7 @@ def adapt(trainer: Trainer, run: Run, file: str | None, checkpoint: dict[str, An
 
     Returns the step from which on the run logs again.
     """
+    saved: Any
     for saved in trainer.checkpoint_callbacks:  # restores all but this, with which W&B would say what was reached
         saved.current_score = checkpoint["callbacks"].get(saved.state_key, {}).get("current_score")
     for callback in trainer.early_stopping_callbacks:  # whose state would overrule a new patience
