@@ -129,6 +129,22 @@ def test_a_run_that_goes_on_online_first_sends_what_earlier_starts_left(online: 
     assert online.dump() == before
 
 
+@pytest.mark.slow
+def test_whatever_part_of_a_run_wandb_has_it_gets_the_rest(online: WandbServer, command: Commands) -> None:
+    run = trained(command, FIT)
+    trained(command, f"fit --resume {run.name} --trainer.max_epochs 3")
+    trained(command, f"fit --resume {run.name} --trainer.max_epochs 4 {OFFLINE}")
+    synced(command, run)
+    sent = online.runs[run.name]
+    whole, rows = told(sent), list(sent.history)
+    starts = [n for n, row in enumerate(rows) if row["trainer/global_step"] in (0, 38, 57)]
+    for had in (1, starts[-2] + 3, starts[-1] - 1, starts[-1] + 2, len(rows)):  # all of them, but not its end
+        sent.history, sent.state, sent.exit_code = rows[:had], "running", None
+        sent.summary = {"_step": had - 1}
+        synced(command, run)
+        assert told(sent) == whole
+
+
 def start(command: Commands, *words: str) -> subprocess.Popen[bytes]:
     """A command in a process of its own."""
     line = [sys.executable, "main.py", *words]

@@ -11,7 +11,6 @@ import argparse
 import json
 import math
 import os
-import shutil
 import struct
 import subprocess
 import sys
@@ -172,15 +171,15 @@ def send(folder: Path, logs: list[Log], there: There, waiting: list[Path], lock:
             copies.append(log.file.with_name("missing.wandb"))
             extra = before + artifacts * (log is logs[-1])
             write(copies[-1], log.file.read_bytes()[:HEADER], lacked(log, folder, skipped, seen, extra))
-            if (state := Path(f"{log.file}.syncstate")).exists():  # which holds the step that this start began with
-                shutil.copy(state, f"{copies[-1]}.syncstate")
+            Path(f"{copies[-1]}.syncstate").unlink(missing_ok=True)  # else the first row gets an earlier one's step
         before += [record for record in log.records if record.WhichOneof("record_type") == "summary"]
     words = [sys.executable, "-m", "wandb", "sync", "--include-online", "--include-synced", *map(str, copies)]
     environment = {**os.environ, **QUIET, **BRIEF, "WANDB_DIR": str(folder)}
     subprocess.run(words, env=environment, stdin=lock or DEVNULL, stdout=DEVNULL, stderr=DEVNULL, check=False)
     for copy in copies:
         copy.unlink()
-        Path(f"{copy}.synced").unlink(missing_ok=True)
+        for mark in (".synced", ".syncstate"):
+            Path(f"{copy}{mark}").unlink(missing_ok=True)
     return digests
 
 
