@@ -18,7 +18,7 @@ import pytest
 import torch
 from command import Commands, Outcome
 from conftest import Bake
-from lightning.pytorch import LightningDataModule
+from lightning.pytorch import Callback, LightningDataModule
 from torch.utils.data import DataLoader, Dataset
 from wandb_record import recorded
 from wandb_server import Run as Sent
@@ -296,7 +296,9 @@ def test_a_batch_that_does_not_end_is_not_waited_for_until_the_sender_kills(comm
 
 
 @pytest.mark.parametrize("signal", ["SIGINT", "SIGTERM"])
-def test_a_signal_outside_of_training_ends_at_once(command: Commands, signal: str) -> None:
+def test_a_signal_outside_of_training_ends_at_once(
+    command: Commands, signal: str, capfd: pytest.CaptureFixture[str]
+) -> None:
     trained = command(BRIEF + " --trainer.max_epochs 1")
     at_once = f"{ACT}{signal} --trainer.callbacks.step 0 --trainer.callbacks.hook"
     outcome = command(f"test --ckpt_path {trained.run}{at_once} on_test_batch_start")
@@ -305,6 +307,7 @@ def test_a_signal_outside_of_training_ends_at_once(command: Commands, signal: st
     early = command(f"{BRIEF}{at_once} on_fit_start")
     assert early.code == {"SIGINT": 130, "SIGTERM": 143}[signal]
     assert "to go on" not in early.out
+    assert "stops" not in capfd.readouterr().out
 
 
 HOOKS = {  # in which an exception may be raised, and the step of the checkpoint that is there then
@@ -331,6 +334,22 @@ def test_an_exception_in_any_hook_ends_the_run_with_it_and_with_a_checkpoint(com
     assert str(outcome.error) == "the original error"
     assert (ended_with(outcome), last_step(outcome.run)) == (1, HOOKS[hook])
     assert not outcome.err
+
+
+class Unsaved(Callback):
+    """Has a state that cannot be saved, ever."""
+
+    asked = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        self.asked += 1
+        raise ValueError(f"no state, asked {self.asked} times")
+
+
+def test_an_exception_is_not_hidden_by_that_of_saving_after_it(command: Commands) -> None:
+    outcome = command(f"{BRIEF} --trainer.callbacks+=test_endings.Unsaved")
+    assert str(outcome.error) == "no state, asked 1 times"
+    assert "warning: the last state is not saved: no state, asked 2 times" in outcome.out
 
 
 def test_an_exception_where_data_are_loaded_ends_the_run_with_it(

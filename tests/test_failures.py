@@ -47,8 +47,10 @@ def job(bake: Bake, env: dict[str, str], tmp_path: Path) -> Job:
     env |= {"OMP_NUM_THREADS": "1", "RUNS_ROOT": str(tmp_path / "runs"), "PYTHONPATH": str(Path(__file__).parent)}
     project = bake()
 
-    def job(launcher: str, what: str, rank: int, options: str = "", started: tuple[str, ...] = ()) -> Ended:
-        words = shlex.split(f"{FIT}{ACT}{what} --trainer.callbacks.rank {rank} --trainer.callbacks.step 8 {options}")
+    def job(
+        launcher: str, what: str, rank: int, options: str = "", started: tuple[str, ...] = (), verb: str = FIT
+    ) -> Ended:
+        words = shlex.split(f"{verb}{ACT}{what} --trainer.callbacks.rank {rank} --trainer.callbacks.step 8 {options}")
         command = [*LAUNCHERS[launcher], *started, *words]
         process = subprocess.Popen(
             command,
@@ -65,7 +67,7 @@ def job(bake: Bake, env: dict[str, str], tmp_path: Path) -> Job:
             ended = time.time()
             if process.poll() is None:
                 os.killpg(process.pid, 9)
-        (run,) = (tmp_path / "runs").iterdir()
+        run = max((tmp_path / "runs").iterdir(), key=os.path.getctime)
         time.sleep(0.5)  # for the system to take away what it has been told to end
         left = [command for command in alive(f"HOME={env['HOME']}\0") if "wandb-symon" not in command]
         acted = float((run / f"acted-{what}").read_text())
@@ -106,6 +108,18 @@ def test_a_rank_that_does_not_notice_is_ended(job: Job) -> None:
     assert (end.code, end.told, end.left) == (1, 1, []), end.screen
     assert end.seconds < 30
     assert end.screen.splitlines()[-1].endswith("ValueError: the original error")
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_rank_ends_all_before_training_and_in_evaluation_too(job: Job) -> None:
+    """Where Lightning's own handler would wait for ever for ranks that do something else."""
+    unseen = job("lightning", "SIGTERM", 1, "--trainer.num_sanity_val_steps 0 --trainer.callbacks.step 1")
+    assert (unseen.code, unseen.told, last_step(unseen.run)) == (143, 143, 2), unseen.screen
+    verb = f"main.py validate --trainer.accelerator cpu --trainer.devices 2 --ckpt_path {unseen.run}"
+    hook = "--trainer.callbacks.step 0 --trainer.callbacks.hook on_validation_batch_start"
+    end = job("lightning", "SIGTERM", 1, hook, verb=verb)
+    assert (end.code, end.told, end.left) == (1, 1, []), end.screen
+    assert end.seconds < 30
 
 
 @pytest.mark.slow
