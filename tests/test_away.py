@@ -71,7 +71,7 @@ def watch(monkeypatch: pytest.MonkeyPatch) -> Watch:
     watching = types.ModuleType("watching")
     watching.Watching = Watching  # type: ignore[attr-defined]
     Watching.__module__ = "watching"
-    monkeypatch.setitem(sys.modules, "watching", watching)
+    sys.modules["watching"] = watching  # for good: jsonargparse looks up all classes that it has ever met
     return watch
 
 

@@ -1,7 +1,6 @@
 """A run that is killed and resumed is, bit for bit, the run that was never interrupted."""
 
 import shutil
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,7 +49,6 @@ def frozen(command: Commands, tmp_path_factory: pytest.TempPathFactory) -> Itera
         assert (outcome.code, outcome.err) == (0, ""), outcome
         assert outcome.run is not None
         yield Frozen(outcome.run, [folder / outcome.run.name for folder in sorted(copies.iterdir())], command)
-        del sys.modules["chaotic"]
 
 
 def test_another_run_of_the_same_is_equal_and_one_of_another_seed_is_not(frozen: Frozen, command: Commands) -> None:

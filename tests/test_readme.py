@@ -14,7 +14,7 @@ TRAINING = [line for line in LINES if line.startswith("python main.py fit")]
 FLAGS = [
     code for code in re.findall(r"`(--[^`]+)`", README) if not re.search("config|ckpt_path|init_from|resume|help", code)
 ]
-VALUES = {"--model.lr": "0.1", "--data.num_workers": "1", "--runs_root": "."}
+VALUES = {"--model.lr": "0.1", "--data.num_workers": "1", "--runs_root": ".", "--trainer.max_time": "00:00:01:00"}
 INSTALLATION = ["python3 -m venv .venv", ". .venv/bin/activate", 'pip install --editable ".[dev]"']
 
 

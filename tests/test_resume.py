@@ -1,6 +1,5 @@
 """A run goes on from any of its checkpoints as if it had not ended, whatever is trained and however it is logged."""
 
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -143,7 +142,7 @@ class Batched(Digits):
 LINE = (
     "fit --config @digits --data.batch_size 16 --trainer.max_epochs 2 --trainer.limit_train_batches 4"
     " --trainer.limit_val_batches 2 --trainer.log_every_n_steps 1 --trainer.logger false"
-    " --trainer.callbacks theirs.Keeps --callbacks.backup.every_n_train_steps 1"
+    " --trainer.callbacks resumable.Keeps --callbacks.backup.every_n_train_steps 1"
 )
 PLATEAU = (
     "--model.lr_scheduler lightning.pytorch.cli.ReduceLROnPlateau --model.lr_scheduler.monitor val/loss"
@@ -155,32 +154,31 @@ UNVALIDATED = "--callbacks.checkpoint.monitor train/loss --callbacks.early_stopp
 
 @pytest.fixture(scope="module", autouse=True)
 def theirs(command: Commands, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    folder = tmp_path_factory.mktemp("theirs")
-    (folder / "theirs.py").write_text(THEIRS)
+    folder = tmp_path_factory.mktemp("resumable")
+    (folder / "resumable.py").write_text(THEIRS)
     with pytest.MonkeyPatch.context() as environment:
         environment.syspath_prepend(folder)
         yield
-        del sys.modules["theirs"]
 
 
 @pytest.mark.parametrize(
     ("options", "fewest"),
     [
         ("", 7),
-        ("--data theirs.NoisyDigits", 7),
-        ("--data theirs.NoisyDigits --data.num_workers 2", 7),
-        ("--data theirs.NoisyDigits --data.num_workers 2 --data.persistent true", 7),
-        ("--data theirs.NoisyDigits --data.sampler weighted", 7),
-        ("--data theirs.NoisyDigits --data.sampler generator", 7),
-        ("--data theirs.Several --model theirs.Pairs --trainer.limit_train_batches 1.0", 13),
-        ("--data theirs.Several --data.num_workers 1 --model theirs.Pairs --trainer.limit_train_batches 1.0", 13),
-        ("--model theirs.Logs", 7),
-        ("--model theirs.Logs --trainer.accumulate_grad_batches 2 --trainer.log_every_n_steps 2", 3),
-        ("--model theirs.Manual --callbacks.backup.every_n_train_steps 2", 7),
+        ("--data resumable.NoisyDigits", 7),
+        ("--data resumable.NoisyDigits --data.num_workers 2", 7),
+        ("--data resumable.NoisyDigits --data.num_workers 2 --data.persistent true", 7),
+        ("--data resumable.NoisyDigits --data.sampler weighted", 7),
+        ("--data resumable.NoisyDigits --data.sampler generator", 7),
+        ("--data resumable.Several --model resumable.Pairs --trainer.limit_train_batches 1.0", 13),
+        ("--data resumable.Several --data.num_workers 1 --model resumable.Pairs --trainer.limit_train_batches 1.0", 13),
+        ("--model resumable.Logs", 7),
+        ("--model resumable.Logs --trainer.accumulate_grad_batches 2 --trainer.log_every_n_steps 2", 3),
+        ("--model resumable.Manual --callbacks.backup.every_n_train_steps 2", 7),
         (f"{CYCLE} --trainer.val_check_interval 0.5", 5),
         (f"{PLATEAU}", 7),
         (f"{PLATEAU} --trainer.max_steps 6 --trainer.max_epochs 9", 5),
-        ("--trainer.val_check_interval 3 --model theirs.Logs", 5),
+        ("--trainer.val_check_interval 3 --model resumable.Logs", 5),
         ("--trainer.check_val_every_n_epoch 2", 7),
         ("--trainer.check_val_every_n_epoch null --trainer.val_check_interval 3", 5),
         (f"--trainer.limit_val_batches 0 {UNVALIDATED}", 7),
@@ -206,7 +204,7 @@ def test_any_checkpoint_leads_to_the_same_weights_and_rows(
     assert not wrong, "\n".join(f"{step}: {differences}" for step, differences in wrong.items())
 
 
-@pytest.mark.parametrize("data", ["theirs.Streamed", "theirs.Batched"])
+@pytest.mark.parametrize("data", ["resumable.Streamed", "resumable.Batched"])
 def test_data_that_cannot_be_taken_up_anywhere_are_left_alone_and_a_line_says_so(data: str, command: Commands) -> None:
     first = command(f"{LINE} --data {data} --callbacks.backup.every_n_train_steps 3")
     assert (first.code, first.err) == (0, ""), first.error or first.err

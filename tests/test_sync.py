@@ -79,7 +79,7 @@ def test_an_offline_run_on_another_machine_becomes_what_an_online_run_is_and_sta
 ) -> None:
     tables = types.ModuleType("tables")
     tables.Tables = type("Tables", (Tables,), {"__module__": "tables"})  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "tables", tables)
+    sys.modules["tables"] = tables
     fit = f"{FIT} --trainer.callbacks+ tables.Tables"
     undisturbed, offline = trained(command, fit), trained(command, f"{fit} {OFFLINE}")
     assert list(online.runs) == [undisturbed.name]

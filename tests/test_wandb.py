@@ -400,7 +400,7 @@ def test_no_step_waits_for_wandb_and_what_it_did_not_answer_arrives_later(
     outages = types.ModuleType("outages")
     outages.Outage = Outage  # type: ignore[attr-defined]
     Outage.__module__ = "outages"
-    monkeypatch.setitem(sys.modules, "outages", outages)
+    sys.modules["outages"] = outages
     line = "fit --config @digits --trainer.max_epochs 4 --trainer.logger.log_model all"
     outcome = command(f"{line} --callbacks.checkpoint.save_top_k -1 --trainer.callbacks+ outages.Outage")
     assert (outcome.code, outcome.err) == (0, ""), outcome
