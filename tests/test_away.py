@@ -131,6 +131,24 @@ def test_wandb_away_at_the_start_is_one_line_after_seconds(
     assert not children()
 
 
+def test_a_checkpoint_that_wandb_takes_late_does_not_take_an_alias_from_a_newer_one(
+    online: WandbServer, command: Commands, watch: Watch
+) -> None:
+    def refused_once() -> None:
+        online.wait(lambda server: any(request.status == 403 for request in server.requests))
+        time.sleep(1)
+        online.denied.clear()
+
+    def refuse() -> None:
+        online.denied.add(f"model-{os.environ['WANDB_RUN_ID']}")
+
+    watch.events = {"start": refuse, "epoch 1": refused_once}
+    outcome = fit(command, "--trainer.logger.finish_timeout", "60")
+    assert (outcome.code, outcome.err) == (0, ""), outcome
+    assert [step for step, _ in versions(online, outcome.run)] == [19, 38, 57]
+    assert "latest" in versions(online, outcome.run)[-1][1]
+
+
 @pytest.mark.slow
 def test_no_rank_waits_for_wandb_and_the_process_ends(online: WandbServer, command: Commands) -> None:
     line = FIT.replace("@digits", "configs/digits.yaml").split()

@@ -178,8 +178,7 @@ def send(folder: Path, logs: list[Log], there: There, waiting: list[Path], lock:
     subprocess.run(words, env=environment, stdin=lock or DEVNULL, stdout=DEVNULL, stderr=DEVNULL, check=False)
     for copy in copies:
         copy.unlink()
-        for mark in (".synced", ".syncstate"):
-            Path(f"{copy}{mark}").unlink(missing_ok=True)
+        Path(f"{copy}.synced").unlink(missing_ok=True)
     return digests
 
 
