@@ -41,6 +41,11 @@ class Act(Callback):
         """As a scheduler does."""
         from_elsewhere(signal.SIGTERM)
 
+    def echo(self, _: LightningModule) -> None:
+        """As where a launcher passes on what a scheduler sends to everyone."""
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
+
     def sigterm_and_hang(self, _: LightningModule) -> None:
         signal.raise_signal(signal.SIGTERM)
         time.sleep(60)
@@ -79,6 +84,7 @@ class Act(Callback):
 
 def from_elsewhere(number: int) -> None:
     """Has another process send a signal to all of this job: what loads data takes one from its parent otherwise."""
-    code = f"import os; os.killpg({os.getpgid(0)}, {int(number)})"
+    launched = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else 0  # by torchrun, into a group of its own
+    code = f"import os; os.killpg({os.getpgid(launched)}, {int(number)})"
     subprocess.run([sys.executable, "-c", code], start_new_session=True, check=True)
     time.sleep(0.5)

@@ -275,6 +275,11 @@ def test_a_second_signal_ends_at_once_and_leaves_the_checkpoint_before(command: 
     assert time.monotonic() - began < 20
 
 
+def test_the_echo_of_a_signal_is_no_second_one(command: Commands) -> None:
+    outcome = command(f"{BRIEF}{ACT}echo --trainer.callbacks.step 8")
+    assert (outcome.code, last_step(outcome.run)) == (143, 9), outcome.err
+
+
 def test_a_signal_in_the_last_batch_of_all_is_too_late_to_be_a_failure(command: Commands) -> None:
     outcome = command(f"{BRIEF}{ACT}SIGTERM --trainer.callbacks.step 17")
     assert (outcome.code, ended_with(outcome), last_step(outcome.run)) == (0, 0, 18), outcome.err

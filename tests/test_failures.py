@@ -111,6 +111,14 @@ def test_a_rank_that_does_not_notice_is_ended(job: Job) -> None:
 
 
 @pytest.mark.slow
+def test_no_rank_outlives_the_one_that_started_it(job: Job) -> None:
+    hang = "--trainer.callbacks+=acts.Act --trainer.callbacks.what hang --trainer.callbacks.step 8"
+    end = job("lightning", "SIGKILL", 0, f"{hang} --trainer.callbacks.rank 1")
+    assert (end.code, end.left) == (-9, [])
+    assert end.seconds < 10
+
+
+@pytest.mark.slow
 def test_a_signal_to_one_rank_ends_all_before_training_and_in_evaluation_too(job: Job) -> None:
     """Where Lightning's own handler would wait for ever for ranks that do something else."""
     unseen = job("lightning", "SIGTERM", 1, "--trainer.num_sanity_val_steps 0 --trainer.callbacks.step 1")
@@ -124,7 +132,7 @@ def test_a_signal_to_one_rank_ends_all_before_training_and_in_evaluation_too(job
 
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", LAUNCHERS)
-def test_ctrl_c_in_a_terminal_is_one_signal_though_torchrun_passes_it_on(job: Job, launcher: str) -> None:
+def test_ctrl_c_in_a_terminal_is_saved_by_all_ranks(job: Job, launcher: str) -> None:
     end = job(launcher, "group_sigint", 1)
     assert end.code == (130 if launcher == "lightning" else 1), end.screen
     assert (end.told, last_step(end.run), end.left) == (255, 9, []), end.screen

@@ -69,7 +69,7 @@ class Endings(Callback):
         if get_worker_info():  # a process that loads data: the trainer says when it ends
             return
         again = self.signal > 0
-        if again and time.monotonic() - self.since < 1:  # torchrun passes on what a terminal sends to everyone
+        if again and time.monotonic() - self.since < 1:  # launchers pass on what schedulers send to everyone
             return
         self.signal, self.since, trainer = self.signal or number, time.monotonic(), self.trainer
         fits = trainer is not None and trainer.state.fn == TrainerFn.FITTING and not trainer.interrupted
