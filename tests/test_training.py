@@ -193,6 +193,14 @@ main([*fit, "--trainer.barebones", "true"])
 main(["test", "--ckpt_path", sys.argv[1], "--trainer.logger", "false"])
 main(["fit", "--resume", sys.argv[1], "--trainer.limit_train_batches", "1", "--trainer.max_epochs", "21"])
 main([*fit[:-1], "22", "--ckpt_path", sys.argv[1] + ":last", "--trainer.limit_train_batches", "1"])
+os.environ["WANDB_RUN_ID"] = "within-an-epoch"
+main([*fit, "--trainer.val_check_interval", "12"])
+del os.environ["WANDB_RUN_ID"]
+main(["fit", "--ckpt_path", "within-an-epoch"])
+try:
+    main([*fit, "--ckpt_path", "best"])
+except SystemExit:  # there is none
+    pass
 """
 
 
@@ -204,6 +212,8 @@ def test_each_silenced_message_would_still_be_shown(trained: Trained, person: Pe
         "You are trying to `self.log()` but `Trainer(barebones=True)`",
         "Be aware that when using `ckpt_path`, callbacks used",
         "does not have many workers",
+        "You're resuming from a checkpoint that ended before the epoch ended",
+        "is called with Trainer configured with multiple",
         "The dirpath has changed",
         "exists and is not empty",
         "Tip: For seamless cloud logging",

@@ -66,6 +66,7 @@ def silence() -> None:
         r"The dirpath has changed",  # a new run that begins at another's checkpoint has a best of its own
         r".*does not have many workers",  # data in memory needs none
         r"You're resuming from a checkpoint that ended before the epoch ended",  # ours tells where it ended
+        r"`\.\w+\(ckpt_path=\"best\"\)` is called with Trainer configured with multiple",  # one of which has a best
     ):
         warnings.filterwarnings("ignore", message)
 
