@@ -122,6 +122,7 @@ def ended(bake: Bake, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict
         yield dict(zip(CASES, pool.map(end, CASES), strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("case", "code", "sent", "state", "step"),
     [
@@ -141,6 +142,7 @@ def test_the_exit_code_the_checkpoint_and_wandb_say_how_a_process_ended(
     assert "Traceback" not in end.screen
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_an_ended_process_leaves_nothing_running_and_nothing_half_written(ended: dict[str, Ended], case: str) -> None:
     end = ended[case]
@@ -149,6 +151,7 @@ def test_an_ended_process_leaves_nothing_running_and_nothing_half_written(ended:
     assert not [*end.run.rglob("*.part"), *(end.home / "TMPD").glob("tmp*")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["ctrl_c", "sigterm", "requeue"])
 def test_a_stopped_run_says_how_to_go_on_and_uploads_its_last_checkpoint(ended: dict[str, Ended], case: str) -> None:
     end = ended[case]
@@ -159,6 +162,7 @@ def test_a_stopped_run_says_how_to_go_on_and_uploads_its_last_checkpoint(ended: 
     assert not [*end.run.glob("uploads/*")]
 
 
+@pytest.mark.slow
 def test_a_job_is_requeued_once_all_is_saved(ended: dict[str, Ended]) -> None:
     asked = (ended["requeue"].home / "HOME" / "asked").read_text()
     assert asked.startswith("requeue 77\n")
@@ -185,6 +189,7 @@ def test_a_requeued_job_goes_on_from_last_ckpt_whatever_else_lies_there(
     assert steps(first.run) == [*range(18)]
 
 
+@pytest.mark.slow
 def test_a_file_that_cannot_be_written_is_one_line_and_what_was_there_is_whole(ended: dict[str, Ended]) -> None:
     full, table = ended["full"], ended["table"]
     assert full.screen.splitlines()[-1].startswith("error: ")

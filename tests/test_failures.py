@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -76,11 +77,12 @@ def job(bake: Bake, env: dict[str, str], tmp_path: Path) -> Job:
     return job
 
 
-@pytest.mark.parametrize("what", ["error", "die", "SIGKILL", "SIGTERM"])
-@pytest.mark.parametrize("rank", [0, 1])
+ENDS = list(product(LAUNCHERS, (0, 1), ("error", "die", "SIGKILL", "SIGTERM")))
+QUICK = [("lightning", 1, "error"), ("lightning", 1, "SIGTERM")]
+
+
 @pytest.mark.parametrize(
-    "launcher",
-    [pytest.param(name, marks=[] if name == "lightning" else pytest.mark.slow) for name in LAUNCHERS],
+    ("launcher", "rank", "what"), [pytest.param(*end, marks=[] if end in QUICK else pytest.mark.slow) for end in ENDS]
 )
 def test_the_end_of_one_rank_is_soon_that_of_the_job(job: Job, launcher: str, rank: int, what: str) -> None:
     end = job(launcher, what, rank)
@@ -101,6 +103,7 @@ def test_the_end_of_one_rank_is_soon_that_of_the_job(job: Job, launcher: str, ra
         assert re.fullmatch(line, end.screen.splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_a_rank_that_does_not_notice_is_ended(job: Job) -> None:
     """As with NCCL, where it waits in C for the one that failed."""
     hang = "--trainer.callbacks+=acts.Act --trainer.callbacks.what hang --trainer.callbacks.step 8"
