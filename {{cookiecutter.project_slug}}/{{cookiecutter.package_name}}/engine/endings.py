@@ -130,7 +130,7 @@ class Endings(Callback):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         if trainer.world_size > 1 and not (self.leaving and meant(exception)):
-            time.sleep(2 if trainer.global_rank else 1)  # a killed rank is gone for the first one only after its sockets
+            time.sleep(2 if trainer.global_rank else 1)  # a killed rank is seen to be gone only after its sockets
             self.note_the_dead()
             self.note(self.rank, "".join(traceback.format_exception(exception)))
         if trainer.world_size > 1 or self.hurried or isinstance(exception, Failure):
