@@ -64,6 +64,8 @@ class Summaries(Callback):
             if isinstance(logger, Wandb) and self.best:  # that of an earlier start too: a summary is its last start's
                 logger.experiment.summary.update(self.best)
 
+    on_train_start = on_fit_start  # FSDP restores its state only between the two
+
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         monitor, mode = next(
             ((c.monitor, c.mode) for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and c.monitor),
@@ -280,9 +282,15 @@ class Record(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.begun = begun_with(trainer)
+        self._renew(trainer)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._renew(trainer)
         for logger in trainer.loggers:
             if isinstance(logger, MetricsFile):
                 logger.forget(self.rows_end)
+
+    def _renew(self, trainer: Trainer) -> None:
         if self.restored:
             from .references import renew
 
