@@ -75,7 +75,7 @@ class Wandb(WandbLogger):
         self._options: dict[str, Any] = {"project": project, "entity": entity, "name": name, "group": group}
         self._options |= {"tags": tags, "notes": notes, "job_type": job_type, "config": config, "dir": save_dir}
         self._send = not offline
-        self._patience = finish_timeout / 2
+        self._patience = max(finish_timeout - 5, 2) / 2  # the client itself may take five more
         self._reason = ""
         self._models = log_model
 
