@@ -46,7 +46,7 @@ def job(bake: Bake, env: dict[str, str], tmp_path: Path) -> Job:
     names = ("MASTER_", "TORCHELASTIC_", "RUNS_", "WORLD_SIZE", "RANK", "LOCAL_")
     env = {name: value for name, value in env.items() if not name.startswith(names)}
     env |= {"OMP_NUM_THREADS": "1", "RUNS_ROOT": str(tmp_path / "runs"), "PYTHONPATH": str(Path(__file__).parent)}
-    project = bake()
+    project = bake(tmp_path)
 
     def job(
         launcher: str, what: str, rank: int, options: str = "", started: tuple[str, ...] = (), verb: str = FIT

@@ -19,10 +19,10 @@ from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from . import SECTIONS, VERBS, Mistake
-from .callbacks import Bookmark, Callbacks, Checkpoints, EpochLines, MetricsFile, NameCheck, Record
+from .callbacks import Callbacks, EpochLines, MetricsFile, NameCheck, Record
 from .endings import Endings
-from .run import LOCKS, PROJECT, REDACTED, Run, command, redacted, runs_root, shown
+from .resume import Bookmark, Checkpoints
+from .run import LOCKS, PROJECT, REDACTED, SECTIONS, VERBS, Mistake, Run, command, redacted, runs_root, shown
 from .wandb import Wandb
 
 # What `trainer.barebones` wants left to itself.
