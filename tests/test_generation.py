@@ -32,6 +32,8 @@ FILES = {
     "configs/debug.yaml",
     "configs/defaults.yaml",
     "configs/digits.yaml",
+    "configs/fsdp.yaml",
+    "configs/gpu.yaml",
     "main.py",
     "my_project/__init__.py",
     "my_project/data.py",

@@ -181,7 +181,7 @@ def renew(trainer: Trainer, begun: dict[str, Any], checkpoint: dict[str, Any]) -
         old, new = (" and ".join(kinds["kinds"]) for kinds in (before, begun))
         raise Mistake(f"the optimizer's state: expected {old}, as it was saved, got {new}; see --init_from")
     if trainer.strategy.restore_checkpoint_after_setup:  # then it is, with the old ones
-        raise Mistake(f"{type(trainer.strategy).__name__} cannot go on with new options of the optimizer; see --init_from")
+        raise Mistake(f"{type(trainer.strategy).__name__} cannot go on with new options; see --init_from")
     for config, state in zip(trainer.lr_scheduler_configs, checkpoint["lr_schedulers"], strict=True):
         scheduler: Any = config.scheduler
         if config.reduce_on_plateau or "last_epoch" not in state:
