@@ -53,12 +53,9 @@ class Summaries(Callback):
     on_train_start = on_fit_start  # FSDP restores its state only between the two
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        monitor, mode = next(
-            ((c.monitor, c.mode) for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and c.monitor),
-            next(
-                ((n, rule) for n, rules in self.metrics.items() for rule in ("max", "min") if rule in rules), ("", "")
-            ),
-        )
+        monitors = [(c.monitor, c.mode) for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)]
+        monitors += [(name, rule) for name, rules in self.metrics.items() for rule in ("max", "min") if rule in rules]
+        monitor, mode = next(((name, mode) for name, mode in monitors if name), ("", ""))
         values = {name: value.item() for name, value in trainer.callback_metrics.items()}
         now, before = values.get(monitor, math.nan), self.best.get(f"best/{monitor}")
         if trainer.sanity_checking or math.isnan(now):
@@ -229,7 +226,8 @@ class Record(Callback):
         print(f"device   {devices}")
         config = self.config | ({"ckpt_path": self.checkpoint} if self.checkpoint else {})
         config["run"] = {"command": self.command, "commit": commit(), "folder": str(self.run.folder)}
-        if stage == "fit" and isinstance(each := getattr(trainer.datamodule, "batch_size", None), int):
+        each = getattr(trainer.datamodule, "batch_size", None)  # type: ignore[attr-defined]
+        if stage == "fit" and isinstance(each, int):
             batches = trainer.world_size * trainer.accumulate_grad_batches
             config["run"]["batch_size"] = each * batches
             if batches > 1:

@@ -1,6 +1,6 @@
 """What several ranks need and one does not: agreeing on a signal, ending when one of them fails, saying which it was.
 
-A rank that fails writes why into error.txt in the run's folder; the others, whose own errors only follow from it, say so.
+A rank that fails writes why into error.txt in the run's folder; the others, whose errors only follow from it, say so.
 """
 
 import copy
@@ -101,13 +101,19 @@ class Ranks(Callback):
             self.kept = {metric: copy.deepcopy(metric.metric_state) for metric in metrics}
 
     def on_validation_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, loader: int = 0
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
         """Forgets what such a sample has added to metrics and to what was logged, and has means be exact."""
         for metric, state in (self.kept or {}).items():
             vars(metric).update(state)
         for result in (trainer._results or {}).values():
-            if result.is_tensor and self.kept is not None and result.meta.dataloader_idx in (None, loader):
+            if result.is_tensor and self.kept is not None and result.meta.dataloader_idx in (None, dataloader_idx):
                 Metric.reset(result)  # not its own, after which it would not count as logged
             if result.is_tensor and result.meta.is_mean_reduction:  # else the ranks' mean count is rounded, PR 21859
                 result.cumulated_batch_size = result.cumulated_batch_size.float()

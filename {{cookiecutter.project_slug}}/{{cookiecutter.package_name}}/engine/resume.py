@@ -176,7 +176,7 @@ class Bookmark(Callback):
         if self.ranks:
             from .references import go_on
 
-            self.means = go_on(trainer, pl_module, self.epoch, self.batch, self.metrics, self.ranks)
+            self.means = go_on(trainer, pl_module, self)
             self.ranks = []
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:

@@ -142,6 +142,24 @@ def find_run(reference: str, root: Path, option: str) -> Path:
     raise Mistake(f"{option}: expected {expected}, got {reference}{hint}")
 
 
+def refusal() -> str:
+    """Why W&B takes nothing from us now, if so: asked in seconds, where W&B's client would try for minutes."""
+    import wandb
+
+    wandb.setup()  # before there is a variable that would hold for all that comes after
+    given = os.environ.get("WANDB_HTTP_TIMEOUT")
+    os.environ["WANDB_HTTP_TIMEOUT"] = given or "5"
+    try:
+        return "" if wandb.login(prompt=False, verify=True) else "no key; to log in: wandb login"
+    except wandb.errors.CommError as error:
+        if "did not respond in time" in str(error):
+            return "W&B does not answer"
+        return f"{str(error).rstrip('.')}; to log in: wandb login"
+    finally:
+        del os.environ["WANDB_HTTP_TIMEOUT"]
+        os.environ |= {"WANDB_HTTP_TIMEOUT": given} if given else {}
+
+
 def end_session() -> None:
     """Ends W&B's client, which never answers if a request was given up just before, and ends with this process then."""
     import wandb

@@ -28,7 +28,7 @@ import wandb
 from tqdm import tqdm  # type: ignore[import-untyped]
 from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]
 
-from .run import Mistake, end_session, find_run, runs_root, shown
+from .run import Mistake, end_session, find_run, refusal, runs_root, shown
 
 try:
     import fcntl
@@ -68,22 +68,6 @@ def sync(words: list[str]) -> None:
         os.environ.update(environment)
     if remains:
         raise SystemExit(1)
-
-
-def refusal() -> str:
-    """Why W&B takes nothing from us now, if so: asked in seconds, where W&B's client would try for minutes."""
-    wandb.setup()  # before there is a variable that would hold for all that comes after
-    given = os.environ.get("WANDB_HTTP_TIMEOUT")
-    os.environ["WANDB_HTTP_TIMEOUT"] = given or "5"
-    try:
-        return "" if wandb.login(prompt=False, verify=True) else "no key; to log in: wandb login"
-    except wandb.errors.CommError as error:
-        if "did not respond in time" in str(error):
-            return "W&B does not answer"
-        return f"{str(error).rstrip('.')}; to log in: wandb login"
-    finally:
-        del os.environ["WANDB_HTTP_TIMEOUT"]
-        os.environ |= {"WANDB_HTTP_TIMEOUT": given} if given else {}
 
 
 def locked(lock: IO[str]) -> bool:

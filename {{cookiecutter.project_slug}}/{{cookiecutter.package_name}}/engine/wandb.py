@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
-from .run import PROJECT, Mistake, end_session, shown
+from .run import PROJECT, Mistake, end_session, refusal, shown
 
 if TYPE_CHECKING:
     from wandb import Run
@@ -125,12 +125,13 @@ class Wandb(WandbLogger):
         self._reason = self._reason or reason
 
     def _refusal(self) -> str:
-        """Why the run cannot be sent now, if so. Sends what earlier starts left behind: W&B numbers rows as they come."""
-        from .sync import deliver, refusal
+        """Why the run cannot be sent now, if so. Sends what earlier starts left, for W&B numbers rows as they come."""
+        folder, reason = Path(self._options["dir"]), refusal()
+        if not reason and list(folder.glob("wandb/*run-*/run-*.wandb")):
+            from .sync import deliver
 
-        folder = Path(self._options["dir"])
-        earlier = list(folder.glob("wandb/*run-*/run-*.wandb"))
-        return refusal() or (deliver(folder, tries=1, checkpoints=False) if earlier else "")
+            reason = deliver(folder, tries=1, checkpoints=False)
+        return reason
 
     def after_save_checkpoint(self, checkpoint_callback: ModelCheckpoint) -> None:
         """Has what was saved uploaded, now or when the run ends."""
