@@ -142,7 +142,7 @@ def way_on(verb: str, ways: list[str], given: Any, root: Path, layers: list[str]
 
 def restarted(run: Run) -> Path:
     """The newest checkpoint of a run that a scheduler, torchrun or a sweep's agent starts once more."""
-    counts = ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT", "WANDB_SWEEP_ID")
+    counts = ("SLURM_RESTART_COUNT", "TORCHELASTIC_MAX_RESTARTS", "WANDB_SWEEP_ID")
     if not any(os.environ.get(name, "0") != "0" for name in counts):
         raise Mistake(f"run {run.id} has checkpoints already; to go on with it: --resume {run.id}")
     return newest_checkpoint(run.folder)
