@@ -1,6 +1,6 @@
 """Two hosts in one machine: network namespaces joined by a cable. It takes root and iproute2.
 
-Each has its own network, loopback included. All else they share: the disk, as in a cluster, and the host's name, so that
+Each has its own network, loopback included. All else they share: the disk, as in a cluster, and the host's name, so
 torchrun must be told which of them is the first (`is_host`) and where each of them is (`--local-addr`).
 """
 
@@ -48,6 +48,11 @@ class Hosts:
     def unplug(self, name: str) -> None:
         ip("-netns", name, "link", "set", CABLE, "down")
 
+    def sysctl(self, name: str, setting: str, value: int) -> None:
+        """Sets what the system does on a host."""
+        file = f"/proc/sys/{setting.replace('.', '/')}"
+        ip("netns", "exec", name, "sh", "-c", f"echo {value} > {file}")
+
     def torchrun(
         self, name: str, words: list[str], project: Path, env: dict[str, str], screen: IO[str]
     ) -> subprocess.Popen[str]:
@@ -73,12 +78,15 @@ class Hosts:
                 commands[pid] = Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
         return {pid: command for pid, command in commands.items() if command}
 
-    def remove(self) -> None:
-        """Ends what is left on the hosts, and takes them away."""
+    def kill(self) -> None:
+        """Ends what is left on the hosts."""
         while left := self.processes():
             for pid in left:
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             time.sleep(0.1)
+
+    def remove(self) -> None:
+        self.kill()
         for name in self.names:
             ip("netns", "delete", name)
