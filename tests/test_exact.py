@@ -82,16 +82,19 @@ def runs(bake: Bake, tmp_path_factory: pytest.TempPathFactory) -> Path:
     def carry_out(ranks: int, lines: list[str]) -> None:
         (project / f"{ranks}.txt").write_text("\n".join(lines))
         words = [*TORCHRUN, str(ranks), "--standalone"] if ranks > 1 else [sys.executable]
-        done = subprocess.run(
+        process = subprocess.Popen(
             [*words, "commands.py", f"{ranks}.txt"],
             cwd=project,
             env=env,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=300,
         )
-        assert not done.returncode, done.stdout
+        try:
+            screen = process.communicate(timeout=300)[0]
+        finally:
+            process.kill()  # and with it, its ranks
+        assert not process.returncode, screen
 
     trained = [
         f"{{}}ranks-{size} " + FIT.format(model="Normed", size=size, parts=2 if size == 3 else 1, batch=4)

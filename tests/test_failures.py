@@ -114,9 +114,10 @@ def test_a_rank_that_does_not_notice_is_ended(job: Job) -> None:
 
 
 @pytest.mark.slow
-def test_no_rank_outlives_the_one_that_started_it(job: Job) -> None:
+@pytest.mark.parametrize(("launcher", "what"), [("lightning", "SIGKILL"), ("torchrun", "kill_the_launcher")])
+def test_no_rank_outlives_the_one_that_started_it(job: Job, launcher: str, what: str) -> None:
     hang = "--trainer.callbacks+=acts.Act --trainer.callbacks.what hang --trainer.callbacks.step 8"
-    end = job("lightning", "SIGKILL", 0, f"{hang} --trainer.callbacks.rank 1")
+    end = job(launcher, what, 0, f"{hang} --trainer.callbacks.rank 1")
     assert (end.code, end.left) == (-9, [])
     assert end.seconds < 10
 

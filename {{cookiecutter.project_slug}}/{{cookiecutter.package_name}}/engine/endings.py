@@ -54,7 +54,8 @@ class Endings(Callback):
         self.begun = self.hurried = self.over = False
 
     def __enter__(self) -> Self:
-        if os.environ.get(PARENT) == str(os.getppid()) and sys.platform == "linux":
+        launched = os.environ.get(PARENT) == str(os.getppid()) or "TORCHELASTIC_RUN_ID" in os.environ
+        if launched and sys.platform == "linux":
             ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: no rank outlives the one that started it
         os.environ[PARENT] = str(os.getpid())
         if threading.current_thread() is threading.main_thread():
