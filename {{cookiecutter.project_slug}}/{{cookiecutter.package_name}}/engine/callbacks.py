@@ -50,7 +50,7 @@ class Summaries(Callback):
             if isinstance(logger, Wandb) and self.best:  # that of an earlier start too: a summary is its last start's
                 logger.experiment.summary.update(self.best)
 
-    on_train_start = on_fit_start  # FSDP restores its state only between the two
+    on_train_start = on_fit_start  # FSDP restores only between the two
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         monitors = [(c.monitor, c.mode) for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)]
@@ -180,21 +180,18 @@ class Record(Callback):
         self.rows_end = 0
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.begun = begun_with(trainer)
-        self._renew(trainer)
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._renew(trainer)
-        for logger in trainer.loggers:
-            if isinstance(logger, MetricsFile):
-                logger.forget(self.rows_end)
-
-    def _renew(self, trainer: Trainer) -> None:
+        self.begun = self.begun or begun_with(trainer)
         if self.restored:
             from .references import renew
 
             renew(trainer, self.begun, self.restored)
             self.restored = {}
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.on_fit_start(trainer, pl_module)
+        for logger in trainer.loggers:
+            if isinstance(logger, MetricsFile):
+                logger.forget(self.rows_end)
 
     def state_dict(self) -> dict[str, Any]:
         return {"begun": self.begun, "config": self.config}

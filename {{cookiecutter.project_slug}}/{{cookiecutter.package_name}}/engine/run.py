@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Thread
@@ -100,15 +100,17 @@ class Run:
             if not os.environ.get("WANDB_RUN_ID"):
                 run_id = store.compare_set("run_id", "", run_id).decode()
             if os.environ["TORCHELASTIC_MAX_RESTARTS"] != "0":
-                # A store for this start alone, for in torch's the ranks may find addresses of the one before. They know it
-                # by its answering, not by the number of the start, which torchrun counts for each host by itself.
+                # A store for this start alone, for in torch's the ranks may find addresses of the one before. They know
+                # it by its answering: torchrun counts starts for each host by itself.
                 if os.environ["RANK"] == "0":
                     own = TCPStore(host, 0, is_master=True, wait_for_workers=False, multi_tenant=True)
-                    LOCKS.enter_context(nullcontext(own))  # torch finds the server by its port as long as it is there
+                    LOCKS.enter_context(nullcontext(own))  # torch joins it by its port, as long as it is there
                     store.set("port", str(own.port))
-                while not answers(host, port := store.get("port").decode()):
+                while os.environ["TORCHELASTIC_USE_AGENT_STORE"] == "True":
                     time.sleep(0.1)
-                os.environ |= {"MASTER_PORT": port, "TORCHELASTIC_USE_AGENT_STORE": "False"}
+                    with suppress(OSError), socket.create_connection((host, int(store.get("port"))), 1) as there:
+                        port = str(there.getpeername()[1])
+                        os.environ |= {"MASTER_PORT": port, "TORCHELASTIC_USE_AGENT_STORE": "False"}
         if not re.fullmatch(r"\w[\w.-]*", run_id):
             raise Mistake(f"WANDB_RUN_ID: expected letters, digits, dashes, dots and underscores, got {run_id}")
         folder = root / run_id
@@ -129,14 +131,6 @@ class Run:
         for unfinished in self.folder.glob("checkpoints/*.part"):
             unfinished.unlink()
         (self.folder / "error.txt").unlink(missing_ok=True)  # of an earlier start
-
-
-def answers(host: str, port: str) -> bool:
-    try:
-        socket.create_connection((host, int(port)), 1).close()
-    except OSError:
-        return False
-    return True
 
 
 def runs_root() -> Path:
