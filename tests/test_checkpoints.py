@@ -256,17 +256,18 @@ def test_a_finished_run_that_is_resumed_says_so(half: Path, command: Commands) -
     assert "done     nothing was left to train after step 38" in outcome.out
 
 
+@pytest.mark.parametrize("count", ["SLURM_RESTART_COUNT", "TORCHELASTIC_MAX_RESTARTS"])
 def test_a_restart_goes_on_and_any_other_second_start_is_refused(
-    half: Path, command: Commands, monkeypatch: pytest.MonkeyPatch
+    half: Path, command: Commands, monkeypatch: pytest.MonkeyPatch, count: str
 ) -> None:
     monkeypatch.setenv("WANDB_RUN_ID", half.name)
     line = "fit --config @digits --trainer.max_epochs 3 --trainer.logger false --trainer.log_every_n_steps 1"
     refused = command(line)
     assert (refused.code, refused.err.count("\n")) == (2, 1)
     assert f"--resume {half.name}" in refused.err
-    monkeypatch.setenv("SLURM_RESTART_COUNT", "0")
+    monkeypatch.setenv(count, "0")
     assert command(line).code == 2
-    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    monkeypatch.setenv(count, "1")
     assert command(line).code == 0
     assert [int(row["step"]) for row in rows(half) if row["train/loss"]] == list(range(3 * 19))
     other = command("fit --resume " + half.name.replace("r", "x"))
