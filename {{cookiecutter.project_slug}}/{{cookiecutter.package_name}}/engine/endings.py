@@ -27,7 +27,7 @@ from torch.utils.data import get_worker_info
 
 from . import Failure
 from .callbacks import Backup
-from .run import LOCKS, shown
+from .run import DRAWN, LOCKS, shown
 from .wandb import PREEMPTED, finish
 
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
@@ -207,7 +207,9 @@ class Endings(Callback):
 
 
 def requeue() -> None:
-    """Asks SLURM to start the job once more, which ends it here."""
+    """Asks SLURM to start the job once more, which ends it here, if the next start will go on with this run."""
+    if os.environ.get("WANDB_RUN_ID") in DRAWN:
+        return print("warning: not requeued, for the job would begin a new run; WANDB_RUN_ID names one", file=sys.stderr)
     array, job = (os.environ.get(f"SLURM_ARRAY_{name}_ID") for name in ("JOB", "TASK")), os.environ["SLURM_JOB_ID"]
     words = ["scontrol", "requeue", "_".join(filter(None, array)) or job]
     try:
