@@ -14,23 +14,24 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+HOST = socket.gethostname()
+NODES = (HOST, f"{HOST}-2")  # the first must be a name that every rank can look up
+GPUS = 4  # of a node; files, for SLURM only counts them
 CONFIGURATION = """
 ClusterName=tests
 SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={ports[0]}
 SlurmUser=root
-AuthType=auth/munge
-AuthInfo=socket={folder}/munge.socket,cred_expire=5  # seconds that a requeued job waits; 120 by default
+AuthInfo=socket={folder}/munge.socket,cred_expire=5  # seconds that a requeued job waits, 120 by default
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/spool-%n
 SlurmctldPidFile={folder}/slurmctld.pid
 SlurmdPidFile={folder}/%n.pid
 SlurmctldLogFile={folder}/slurmctld.log
 SlurmdLogFile={folder}/%n.log
+MailProg=/bin/true
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
-JobAcctGatherType=jobacct_gather/none
-SwitchType=switch/none
 MpiDefault=none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU
@@ -38,62 +39,60 @@ GresTypes=gpu
 SlurmdParameters=config_overrides  # more CPUs than there are
 SchedulerParameters=batch_sched_delay=0,sched_interval=1,sched_min_interval=0
 JobRequeue=1
-KillWait=30
-ReturnToService=2
-NodeName={nodes[0]} NodeAddr=127.0.0.1 Port={ports[1]} CPUs=8 Gres=gpu:4
-NodeName={nodes[1]} NodeAddr=127.0.0.1 Port={ports[2]} CPUs=8 Gres=gpu:4
-PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP
+NodeName={nodes[0]} NodeAddr=127.0.0.1 Port={ports[1]} CPUs=8 Gres=gpu:{gpus}
+NodeName={nodes[1]} NodeAddr=127.0.0.1 Port={ports[2]} CPUs=8 Gres=gpu:{gpus}
+PartitionName=all Nodes=ALL Default=YES
 """
 
 
 def missing() -> str:
-    """Why there is no SLURM here; empty if there may be."""
-    if os.name != "posix" or os.geteuid():
-        return "SLURM's daemons run as root"
+    """Why SLURM cannot run here, if so."""
+    if not hasattr(os, "geteuid") or os.geteuid():
+        return "SLURM's daemons need root"
     absent = [name for name in ("munged", "slurmctld", "slurmd", "srun") if not shutil.which(name)]
-    return f"not installed: {', '.join(absent)} (Debian's slurm-wlm and munge)" if absent else ""
+    return f"without {', '.join(absent)}; apt-get install slurm-wlm munge" if absent else ""
 
 
-def free_ports(number: int) -> list[int]:
-    with ExitStack() as stack:
-        probes = [stack.enter_context(socket.create_server(("", 0))) for _ in range(number)]
-        return [probe.getsockname()[1] for probe in probes]
+def until(done: Callable[[], object], seconds: float, said: Callable[[], str] = str) -> float:
+    """Waits until something is true and returns how long that took; fails with what is to be said if it takes longer."""
+    began = time.monotonic()
+    while not done():
+        assert time.monotonic() < began + seconds, said()
+        time.sleep(0.05)
+    return time.monotonic() - began
 
 
 class Slurm:
-    """A cluster of two nodes, which are both this machine; `env` has to be in the environment of its commands."""
-
-    nodes = (socket.gethostname(), f"{socket.gethostname()}-2")
+    """A cluster of two nodes that are both this machine. What is in `env` tells SLURM's commands of it."""
 
     def __init__(self) -> None:
-        self.folder = Path(tempfile.mkdtemp(prefix="slurm-"))  # short, and open to the daemons, unlike pytest's
-        self.folder.chmod(0o755)
+        self.folder = Path(tempfile.mkdtemp(prefix="slurm-"))
+        self.folder.chmod(0o755)  # munged wants its socket where anybody may come
         self.env = {"SLURM_CONF": str(self.folder / "slurm.conf")}
         self.daemons: list[subprocess.Popen[bytes]] = []
 
     def __enter__(self) -> Self:
+        with ExitStack() as stack:
+            ports = [stack.enter_context(socket.create_server(("", 0))).getsockname()[1] for _ in range(3)]
+        text = CONFIGURATION.format(folder=self.folder, host=HOST, nodes=NODES, ports=ports, gpus=GPUS)
+        files = {"slurm.conf": text, "gres.conf": f"Name=gpu File={self.folder}/gpu[0-{GPUS - 1}]\n"}
+        files["cgroup.conf"] = "CgroupPlugin=cgroup/v1\n"  # unused; others look for what may not be there
+        for name, content in (files | {f"gpu{number}": "" for number in range(GPUS)}).items():
+            (self.folder / name).write_text(content)
+        for name in ("state", *(f"spool-{node}" for node in NODES)):
+            (self.folder / name).mkdir()
+        key = self.folder / "munge.key"
+        key.touch(0o600)
+        key.write_bytes(os.urandom(128))
+        socket_, pid, seed, log = (self.folder / f"munge.{suffix}" for suffix in ("socket", "pid", "seed", "log"))
         try:
-            host = socket.gethostname()
-            text = CONFIGURATION.format(folder=self.folder, host=host, nodes=self.nodes, ports=free_ports(3))
-            (self.folder / "slurm.conf").write_text(text)
-            # Asked for by slurmd, though nothing here uses it; the other kinds look for what may not be there.
-            (self.folder / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\n")
-            for gpu in range(4):
-                (self.folder / f"gpu{gpu}").touch()  # SLURM only counts them
-            (self.folder / "gres.conf").write_text(f"Name=gpu File={self.folder}/gpu[0-3]\n")
-            key = self.folder / "munge.key"
-            key.touch(0o600)
-            key.write_bytes(os.urandom(128))
-            (self.folder / "state").mkdir()
-            files = (("key-file", "key"), ("log-file", "log"), ("pid-file", "pid"), ("seed-file", "seed"))
-            options = [f"--{option}={self.folder}/munge.{suffix}" for option, suffix in files]
-            self._start("munged", "--foreground", f"--socket={self.folder}/munge.socket", *options)
-            self._until(lambda: (self.folder / "munge.socket").exists())
+            options = (f"--socket={socket_}", f"--pid-file={pid}", f"--seed-file={seed}", f"--log-file={log}")
+            self._start("munged", "--foreground", f"--key-file={key}", *options)
+            until(socket_.exists, 20, self.log)
             self._start("slurmctld", "-D")
-            for node in self.nodes:
-                (self.folder / f"spool-{node}").mkdir()
+            for node in NODES:
                 self._start("slurmd", "-D", "-N", node)
-            self._until(lambda: self("sinfo", "--noheader", "--format=%t %D").split() == ["idle", "2"])
+            until(lambda: self("sinfo", "--noheader", "--format=%t %D") == "idle 2\n", 30, self.log)
         except BaseException:
             self.__exit__(None, None, None)
             raise
@@ -102,10 +101,10 @@ class Slurm:
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         for daemon in reversed(self.daemons):
             daemon.terminate()
-        for daemon in self.daemons:
             with suppress(subprocess.TimeoutExpired):
                 daemon.wait(10)
             daemon.kill()
+            daemon.wait()
         for pid in self.processes():  # of jobs
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -114,25 +113,30 @@ class Slurm:
     def _start(self, *words: str) -> None:
         with (self.folder / f"{words[0]}.out").open("a") as out:
             environment = os.environ | self.env
-            self.daemons.append(subprocess.Popen(words, env=environment, stdout=out, stderr=out))
+            self.daemons.append(subprocess.Popen(words, env=environment, stdout=out, stderr=subprocess.STDOUT))
 
-    def _until(self, done: Callable[[], bool], seconds: float = 20) -> None:
-        end = time.monotonic() + seconds
-        while not done():
-            if time.monotonic() > end:
-                logs = "\n".join(f"{file}:\n{file.read_text()[-2000:]}" for file in self.folder.glob("*.[lo][ou]*"))
-                raise TimeoutError(logs)
-            time.sleep(0.1)
-
-    def __call__(self, *words: str) -> str:
-        done = subprocess.run(words, env=os.environ | self.env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    def __call__(self, *words: str, cwd: Path | None = None, env: dict[str, str] | None = None) -> str:
+        """Runs a command and gives what it printed."""
+        environment = (os.environ if env is None else env) | self.env
+        done = subprocess.run(
+            words, cwd=cwd, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=60
+        )
+        assert done.returncode == 0, f"{' '.join(words)}: {done.stdout}\n{self.log()}"
         return done.stdout
 
-    def processes(self) -> list[int]:
-        """What runs in jobs of this cluster."""
+    def job(self, job: str) -> dict[str, str]:
+        """What SLURM knows of a job."""
+        return dict(re.findall(r"(\w+)=(\S+)", self("scontrol", "show", "job", "-o", job)))
+
+    def log(self) -> str:
+        return "\n".join(file.read_text()[-3000:] for file in self.folder.glob("*.out"))
+
+    def processes(self, *marks: str) -> list[int]:
+        """What has this cluster, and the marks, in its environment."""
         pids = []
         for process in Path("/proc").glob("[0-9]*"):
             with suppress(OSError):
-                if f"SLURM_CONF={self.env['SLURM_CONF']}\0".encode() in (process / "environ").read_bytes():
+                environment = (process / "environ").read_bytes().split(b"\0")
+                if {f"SLURM_CONF={self.env['SLURM_CONF']}".encode(), *(m.encode() for m in marks)} <= {*environment}:
                     pids.append(int(process.name))
         return pids

@@ -22,6 +22,7 @@ from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_only
 from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 from torch.utils.data import get_worker_info
 
@@ -39,8 +40,8 @@ class Stopped(SystemExit):
 
 
 def meant(error: BaseException | None) -> bool:
-    """Whether a signal has ended what ended, be it only a process that loads data."""
-    return isinstance(error, Stopped) or "DataLoader worker" in str(error)
+    """Whether a signal has ended what ended, be it only a process that loads data, or W&B's client."""
+    return isinstance(error, Stopped | ConnectionError) or "DataLoader worker" in str(error)
 
 
 class Endings(Callback):
@@ -144,7 +145,7 @@ class Endings(Callback):
 
     @property
     def rank(self) -> int:
-        return self.trainer.global_rank if self.trainer else 0
+        return self.trainer.global_rank if self.trainer else rank_zero_only.rank  # type: ignore[attr-defined]
 
     def note_the_dead(self) -> None:
         for rank, child in enumerate(self.children, 1):

@@ -8,7 +8,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Thread
@@ -134,7 +134,11 @@ def end_session() -> None:
     """Ends W&B's client, which never answers if a request was given up just before, and ends with this process then."""
     import wandb
 
-    ending = Thread(target=wandb.teardown, daemon=True)
+    def end() -> None:
+        with suppress(ConnectionError):  # it has ended
+            wandb.teardown()
+
+    ending = Thread(target=end, daemon=True)
     ending.start()
     ending.join(5)
 
