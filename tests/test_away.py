@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -194,3 +195,22 @@ def test_wandb_away_in_the_middle_slows_nothing_and_loses_nothing(
     assert (synced.code, synced.out) == (0, f"sent     {shown(outcome.run)}\n"), synced
     assert [step for step, _ in versions(online, outcome.run)] == [19, 38, 57]
     assert steps(online, outcome.run) == list(range(rows(outcome.run)))
+
+
+def test_a_signal_while_the_end_waits_for_wandb_ends_the_waiting(
+    online: WandbServer, command: Commands, watch: Watch
+) -> None:
+    def hang() -> None:
+        online.fail("hang")
+        threading.Timer(2, os.kill, (os.getpid(), signal.SIGINT)).start()
+
+    watch.events["end"] = hang
+    outcome = fit(command, "--trainer.logger.finish_timeout", "17", epochs=1)
+    took = time.monotonic() - watch.times["end"]
+    assert outcome.code == 130, outcome
+    assert "stops" not in outcome.out
+    assert took < 2 + 6 + 5 + 3, "the checkpoints, too, were waited for until the timeout"
+    assert not children()
+    online.recover()
+    assert command(f"sync {outcome.run}").code == 0
+    assert [step for step, _ in versions(online, outcome.run)] == [19]

@@ -83,7 +83,7 @@ def alive(mark: str) -> list[str]:
 def ended(bake: Bake, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Ended]]:
     """One run for each case, as processes of their own that send to a server, two at a time."""
     base = tmp_path_factory.mktemp("e")
-    project = bake()
+    project = bake(base)
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("WANDB_", "PYTEST_", "SLURM_"))}
 
     def end(case: str) -> Ended:

@@ -46,7 +46,7 @@ def job(bake: Bake, env: dict[str, str], tmp_path: Path) -> Job:
     names = ("MASTER_", "TORCHELASTIC_", "RUNS_", "WORLD_SIZE", "RANK", "LOCAL_")
     env = {name: value for name, value in env.items() if not name.startswith(names)}
     env |= {"OMP_NUM_THREADS": "1", "RUNS_ROOT": str(tmp_path / "runs"), "PYTHONPATH": str(Path(__file__).parent)}
-    project = bake()
+    project = bake(tmp_path)
 
     def job(
         launcher: str, what: str, rank: int, options: str = "", started: tuple[str, ...] = (), verb: str = FIT
@@ -114,9 +114,10 @@ def test_a_rank_that_does_not_notice_is_ended(job: Job) -> None:
 
 
 @pytest.mark.slow
-def test_no_rank_outlives_the_one_that_started_it(job: Job) -> None:
+@pytest.mark.parametrize(("launcher", "what"), [("lightning", "SIGKILL"), ("torchrun", "kill_the_launcher")])
+def test_no_rank_outlives_the_one_that_started_it(job: Job, launcher: str, what: str) -> None:
     hang = "--trainer.callbacks+=acts.Act --trainer.callbacks.what hang --trainer.callbacks.step 8"
-    end = job("lightning", "SIGKILL", 0, f"{hang} --trainer.callbacks.rank 1")
+    end = job(launcher, what, 0, f"{hang} --trainer.callbacks.rank 1")
     assert (end.code, end.left) == (-9, [])
     assert end.seconds < 10
 

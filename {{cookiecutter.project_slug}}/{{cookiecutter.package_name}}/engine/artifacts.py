@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 import wandb
 
-from . import Mistake
-from .run import commit
+from .run import Mistake, commit
 
 if TYPE_CHECKING:
     from lightning.pytorch.callbacks import ModelCheckpoint

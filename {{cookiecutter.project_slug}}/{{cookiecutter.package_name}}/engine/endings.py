@@ -1,8 +1,7 @@
 """How a run ends that does not simply succeed: by a signal, by an error, or by the end of another rank.
 
 A first signal in training is agreed on by all ranks at the end of a batch, which is saved and logged before they leave.
-Any other ends the run at once. A rank that fails writes why into error.txt in the run's folder; the others, whose own
-errors only follow from it, say so. What is left of W&B's run, and of the processes of other ranks, ends here too.
+Any other ends the run at once. What is left of W&B's run, and of the processes of other ranks, ends here too.
 """
 
 import ctypes
@@ -12,12 +11,9 @@ import subprocess
 import sys
 import threading
 import time
-import traceback
-from contextlib import suppress
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
-import torch
 from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -26,10 +22,12 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 from torch.utils.data import get_worker_info
 
-from . import Failure
-from .callbacks import Backup
-from .run import DRAWN, LOCKS, shown
+from .resume import Backup
+from .run import DRAWN, LOCKS, Failure, shown
 from .wandb import PREEMPTED, finish
+
+if TYPE_CHECKING:
+    from .ranks import Ranks
 
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
 PARENT = "RUN_PARENT"  # environment variable: the process that started those of the other ranks
@@ -53,11 +51,12 @@ class Endings(Callback):
         self.signal = self.leaving = 0
         self.since = 0.0
         self.backups: list[Backup] = []
-        self.children: list[subprocess.Popen[bytes]] = []
+        self.ranks: Ranks | None = None  # where there are several
         self.begun = self.hurried = self.over = False
 
     def __enter__(self) -> Self:
-        if os.environ.get(PARENT) == str(os.getppid()) and sys.platform == "linux":
+        launched = os.environ.get(PARENT) == str(os.getppid()) or "TORCHELASTIC_RUN_ID" in os.environ
+        if launched and sys.platform == "linux":
             ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: no rank outlives the one that started it
         os.environ[PARENT] = str(os.getpid())
         if threading.current_thread() is threading.main_thread():
@@ -78,7 +77,7 @@ class Endings(Callback):
             signal.signal(signal.SIGCHLD, lambda *_: None)  # the end of what loads data, which gets the signal as well
             if number == signal.SIGTERM:  # whoever sends it kills after half a minute
                 threading.Thread(target=self.remind, args=(20,), daemon=True).start()
-            if not self.rank:
+            if trainer is not None and trainer.is_global_zero:
                 os.write(1, b"\nstops    once it is exact to go on from here; a second signal stops at once\n")
         else:
             self.hurried = again
@@ -91,13 +90,13 @@ class Endings(Callback):
             os.kill(os.getpid(), self.signal)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        first, self.trainer = self.trainer is None, trainer
+        self.trainer = trainer
         self.backups = [saved for saved in trainer.checkpoint_callbacks if isinstance(saved, Backup)]
-        if first and trainer.world_size > 1 and trainer.is_global_zero:
-            started = getattr(trainer.strategy.launcher, "procs", [])
-            self.children = [child for child in started if isinstance(child, subprocess.Popen)]
-            started.clear()  # or Lightning kills this process as soon as one of them fails
-            threading.Thread(target=self.watch, daemon=True).start()
+        if trainer.world_size > 1 and not self.ranks:
+            from .ranks import Ranks
+
+            self.ranks = Ranks(trainer, self.error_file, lambda: finish(1))
+            trainer.callbacks.append(self.ranks)  # type: ignore[attr-defined]
 
     def listen(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Takes the signals back from Lightning, whose handler waits for other ranks wherever they are."""
@@ -113,10 +112,7 @@ class Endings(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Has the last checkpoint written, once any rank has received a signal, where one can go on from exactly."""
-        self.leaving = self.signal
-        if trainer.world_size > 1:
-            flag = torch.tensor(self.signal, device=trainer.strategy.root_device)
-            self.leaving = int(trainer.strategy.reduce(flag, reduce_op="max"))
+        self.leaving = self.ranks.agree(self.signal) if self.ranks else self.signal
         for backup in self.backups if self.leaving else ():
             backup.wanted = True
 
@@ -130,62 +126,25 @@ class Endings(Callback):
         self.on_train_batch_start(trainer, pl_module)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        if trainer.world_size > 1 and not (self.leaving and meant(exception)):
-            time.sleep(2 if trainer.global_rank else 1)  # a killed rank is seen to be gone only after its sockets
-            self.note_the_dead()
-            self.note(self.rank, "".join(traceback.format_exception(exception)))
-        if trainer.world_size > 1 or self.hurried or isinstance(exception, Failure):
+        if self.ranks and not (self.leaving and meant(exception)):
+            self.ranks.failed(exception)
+        if self.ranks or self.hurried or isinstance(exception, Failure):
             for saved in (c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)):
                 saved.save_on_exception = False  # it would wait for ranks that do not come, or save what is not good
 
-    def note(self, rank: int, reason: str) -> None:
-        """Writes error.txt, unless a rank has."""
-        with suppress(OSError), self.error_file.open("x", encoding="utf-8") as file:
-            file.write(f"rank {rank}\n{reason}")
-
-    @property
-    def rank(self) -> int:
-        return self.trainer.global_rank if self.trainer else rank_zero_only.rank  # type: ignore[attr-defined]
-
-    def note_the_dead(self) -> None:
-        for rank, child in enumerate(self.children, 1):
-            if child.poll():
-                self.note(rank, f"it ended with exit code {child.returncode} and without an error of its own")
-
-    def cause(self) -> str:
-        """Why another rank was the first to fail; nothing if none was."""
-        with suppress(OSError, ValueError):
-            rank, *_, reason = self.error_file.read_text(encoding="utf-8").splitlines()
-            if self.trainer and self.trainer.world_size > 1 and rank != f"rank {self.rank}":
-                return f"{rank} failed, see {shown(self.error_file)}: {reason}"
-        return ""
-
-    def watch(self) -> None:
-        """Ends the first rank where it does not notice that another failed: with NCCL it would wait for that one."""
-        while not self.over:
-            time.sleep(1)
-            if not self.leaving:
-                self.note_the_dead()
-            if cause := self.cause():
-                time.sleep(10)
-                if not self.over:
-                    print(f"error: {cause}", file=sys.stderr, flush=True)
-                    finish(1)
-                    os._exit(1)
-
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         """Ends W&B's run and the processes of other ranks, and says what it was that ended the command."""
-        self.over = True
-        for child in self.children if error is None else ():
-            child.wait()
-        ending = error
+        rank = self.trainer.global_rank if self.trainer else rank_zero_only.rank  # type: ignore[attr-defined]
+        self.over, first, ending = True, not rank, error
+        if self.ranks:
+            self.ranks.over = True
+            if error is None:
+                self.ranks.wait()
         if meant(error) and (number := self.leaving or self.signal):
             ending = Stopped(128 + number)
-        else:
-            self.note_the_dead()
-            if cause := self.cause():
-                ending = SystemExit(1) if self.rank else Failure(cause)
-        if isinstance(ending, Stopped) and not self.rank:
+        elif self.ranks and (cause := self.ranks.cause()):
+            ending = Failure(cause) if first else SystemExit(1)
+        if isinstance(ending, Stopped) and first:
             run = self.error_file.parent
             hint = f"; to go on: fit --resume {shown(run)}" if list(run.glob("checkpoints/*.ckpt")) else ""
             print(f"stopped  by {signal.Signals(int(str(ending)) - 128).name}{hint}", flush=True)
@@ -197,9 +156,9 @@ class Endings(Callback):
             finish(code)
             ending = ending or stopped
         finally:
-            for child in self.children:
+            for child in self.ranks.children if self.ranks else ():
                 child.kill()
-        if code == PREEMPTED and SLURMEnvironment.detect() and not self.rank:
+        if code == PREEMPTED and SLURMEnvironment.detect() and first:
             requeue()
         if ending is not error and ending is not None:
             raise ending

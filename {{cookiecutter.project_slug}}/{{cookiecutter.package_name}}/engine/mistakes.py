@@ -17,9 +17,8 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from . import SECTIONS, Mistake, nearest
 from .origins import given, place_of
-from .run import PROJECT, shown
+from .run import PROJECT, SECTIONS, Mistake, nearest, shown
 
 UNKNOWN = r"unrecognized arguments: --([^\s=]+)|(?:does not accept option|Option) '(.+?)'"
 WORDED = (FileNotFoundError, ImportError, MisconfigurationException, RuntimeError, TypeError, ValueError)

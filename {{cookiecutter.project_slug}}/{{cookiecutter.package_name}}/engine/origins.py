@@ -9,8 +9,7 @@ from typing import Any
 import yaml
 from jsonargparse import get_loader
 
-from . import Mistake
-from .run import REDACTED, shown
+from .run import REDACTED, Mistake, shown
 
 
 def options(value: Any, name: str = "", in_lists: bool = False) -> Iterator[tuple[str, Any]]:

@@ -2,21 +2,26 @@
 
 import json
 import os
+import random
 import re
 import sys
 import warnings
 from pathlib import Path
 from pkgutil import resolve_name
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from zipfile import BadZipFile, ZipFile
 
+import numpy as np
 import torch
 from jsonargparse import ArgumentParser
+from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_only
 
-from . import Mistake
-from .run import Run, find_run, runs_root, shown
+from .run import Mistake, Run, find_run, runs_root, shown
+
+if TYPE_CHECKING:
+    from .resume import Bookmark
 
 
 def find_checkpoint(reference: str, root: Path, option: str) -> Path:
@@ -192,6 +197,38 @@ def renew(trainer: Trainer, begun: dict[str, Any], checkpoint: dict[str, Any]) -
     for optimizer, state in zip(trainer.optimizers, checkpoint["optimizer_states"], strict=True):
         for group, old in zip(optimizer.param_groups, state["param_groups"], strict=True):
             old.update({name: value for name, value in group.items() if name != "params"})
+
+
+def go_on(trainer: Trainer, pl_module: LightningModule, mark: "Bookmark") -> dict[str, Any]:
+    """Takes up what a checkpoint's bookmark holds, just before the first batch, and cures what Lightning does then.
+
+    Returns the sums of what the model logs by the epoch, to which those of the rest of the epoch are to be added.
+    """
+    if trainer.ckpt_path and Path(trainer.ckpt_path).is_relative_to(trainer.default_root_dir):
+        trainer.ckpt_path = None  # or ModelCheckpoint would keep this file when there is a better one
+    loop = trainer.fit_loop
+    if not mark.batch and loop.restarting:  # with `max_steps` Lightning would take an ended epoch for one begun
+        loop.epoch_progress.increment_completed()
+        loop.on_iteration_done()
+        loop.epoch_loop.on_iteration_done()
+    trainer.callback_metrics.update(mark.metrics)
+    for config in trainer.lr_scheduler_configs if not mark.batch else []:
+        ended = config.interval == "epoch" and mark.epoch % config.frequency == 0
+        if config.reduce_on_plateau and ended and config.monitor in mark.metrics:  # Lightning does so after saving
+            pl_module.lr_scheduler_step(config.scheduler, mark.metrics[config.monitor])
+    if len(mark.ranks) != trainer.world_size:
+        rank_zero_only(print)(f"ranks    {len(mark.ranks)} before, {trainer.world_size} now: not the same to the bit")
+        return {}
+    mine = move_data_to_device(mark.ranks[trainer.global_rank], pl_module.device)
+    for name, module in pl_module.named_modules():
+        vars(module).update(mine["states"].get(name, {}))
+    states = mark.ranks[trainer.global_rank]["random"]
+    random.setstate(states["python"])
+    np.random.set_state(states["numpy"])  # noqa: NPY002
+    torch.set_rng_state(states["torch"])
+    if "cuda" in states and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states["cuda"])
+    return mine["means"]
 
 
 def load(reference: str) -> LightningModule:

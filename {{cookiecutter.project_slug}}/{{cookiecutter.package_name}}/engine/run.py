@@ -1,13 +1,15 @@
-"""A run: its id, its folder, and what may be written down of it. Imports no Lightning, which takes seconds."""
+"""A command and its run: id, folder, what may be written down of it. Imports no Lightning, which takes seconds."""
 
+import difflib
 import os
 import re
 import secrets
 import shlex
 import socket
 import subprocess
+import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +18,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from . import Failure, Mistake, nearest
-
+VERBS = ("fit", "validate", "test", "predict")
+SECTIONS = ("trainer", "callbacks")  # of a configuration, that are options and not a class with options
 PROJECT = Path(__file__).resolve().parents[2]  # the folder of main.py
 LOCKS = ExitStack()
 DRAWN = set[str]()  # ids of this process's runs that nobody gave, so that another start of it would draw others
@@ -27,6 +29,54 @@ SECRET = re.compile(
     r"(?i)(^|_)(pass(word|wd|phrase)|secret|credentials?|(api|access|private|secret)_?key)$"
     r"|^(\w+_)?(auth|access|api|hf|hub|bearer|refresh)_?token$|^token$"
 )
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Runs one command: `main(["fit", "--config", "configs/digits.yaml"])` is `python main.py fit --config ...`.
+
+    Args:
+        args: What follows `main.py` on the command line; `sys.argv` if None.
+
+    Raises:
+        Mistake: If the command is wrong. What the model or the data raise passes through as it is.
+    """
+    words = list(sys.argv[1:] if args is None else args)
+    verb, verbs = words[0] if words else "nothing", (*VERBS, "sync")
+    try:
+        if verb == "sync":
+            from .sync import sync
+
+            return sync(words[1:])
+        if verb not in (*VERBS, "-h", "--help"):
+            got = f"{verb}, which comes after it" if verb.startswith("-") else f"{verb}{nearest(verb, verbs)}"
+            raise Mistake(f"expected a verb ({', '.join(verbs)}), got {got}")
+        from .cli import execute  # not before: it imports Lightning, which takes seconds
+
+        execute(words)
+    except Mistake as mistake:
+        print(f"error: {mistake}", file=sys.stderr)
+        raise
+
+
+class Mistake(SystemExit):
+    """What is wrong with a command: shown as one line without a traceback; the exit code is 2."""
+
+    code = 2
+
+    def __str__(self) -> str:
+        return " ".join(str(self.args[0]).split())
+
+
+class Failure(Mistake):
+    """What ends a run, though the command was right: one line as well; the exit code is 1."""
+
+    code = 1
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """Returns "; did you mean X?" for the one of `names` that is most like `name`, or nothing."""
+    close = difflib.get_close_matches(name, list(names), n=1)
+    return f"; did you mean {close[0]}?" if close else ""
 
 
 @dataclass(frozen=True)

@@ -28,8 +28,7 @@ import wandb
 from tqdm import tqdm  # type: ignore[import-untyped]
 from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]
 
-from . import Mistake
-from .run import end_session, find_run, refusal, runs_root, shown
+from .run import Mistake, end_session, find_run, refusal, runs_root, shown
 
 try:
     import fcntl

@@ -11,8 +11,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
-from . import Mistake
-from .run import PROJECT, end_session, refusal, shown
+from .run import PROJECT, Mistake, end_session, refusal, shown
 
 if TYPE_CHECKING:
     from wandb import Run
@@ -77,7 +76,7 @@ class Wandb(WandbLogger):
         self._options: dict[str, Any] = {"project": project, "entity": entity, "name": name, "group": group}
         self._options |= {"tags": tags, "notes": notes, "job_type": job_type, "config": config, "dir": save_dir}
         self._send = not offline
-        self._patience = finish_timeout / 2
+        self._patience = max(finish_timeout - 5, 2) / 2  # the client itself may take five more
         self._reason = ""
         self._models = log_model
 
@@ -93,8 +92,7 @@ class Wandb(WandbLogger):
             Path(self._options["dir"]).mkdir(parents=True, exist_ok=True)  # else W&B takes a temporary folder
             try:
                 if self._send and os.environ.get("WANDB_MODE", "online") == "online":
-                    self._offline_if(refusal())
-                    self._offline_if(self._earlier())
+                    self._offline_if(self._refusal())
                 self._experiment = self._begun()
             except wandb.errors.CommError as error:
                 end_session()  # else W&B's client says that the id is in use
@@ -127,14 +125,14 @@ class Wandb(WandbLogger):
             raise Mistake(f"W&B: {reason}; WANDB_MODE=online asks for it")
         self._reason = self._reason or reason
 
-    def _earlier(self) -> str:
-        """Sends what earlier starts of the run left behind, so that W&B has all rows in their order."""
-        folder = Path(self._options["dir"])
-        if self._reason or not list(folder.glob("wandb/*run-*/run-*.wandb")):
-            return ""
-        from .sync import deliver
+    def _refusal(self) -> str:
+        """Why the run cannot be sent now, if so. Sends what earlier starts left, for W&B numbers rows as they come."""
+        folder, reason = Path(self._options["dir"]), refusal()
+        if not reason and list(folder.glob("wandb/*run-*/run-*.wandb")):
+            from .sync import deliver
 
-        return deliver(folder, tries=1, checkpoints=False)
+            reason = deliver(folder, tries=1, checkpoints=False)
+        return reason
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
