@@ -54,7 +54,7 @@ def missing() -> str:
 
 
 def until(done: Callable[[], object], seconds: float, said: Callable[[], str] = str) -> float:
-    """Waits until something is true and returns how long that took; fails with what is to be said if it takes longer."""
+    """Waits until something is true and returns how long that took; fails, and says why, if it takes longer."""
     began = time.monotonic()
     while not done():
         assert time.monotonic() < began + seconds, said()

@@ -1,8 +1,8 @@
-"""On a real SLURM: the job script of a project, and srun by hand. Whatever ends a job's start, its run goes on as one."""
+"""On a real SLURM: the job script of a project, and srun by hand."""
 
 import csv
-import os
 import re
+import shlex
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ import torch
 from command import Commands
 from conftest import Bake
 from slurm import NODES, Slurm, missing, until
-from wandb_record import recorded
+from wandb_record import recorded, records
 from wandb_server import WandbServer
 
 # Stays in a step, one for each start of the job, until the test lets it go on.
@@ -111,6 +111,13 @@ def steps(run: Path) -> list[int]:
         return [int(row["step"]) for row in csv.DictReader(file) if row["train/loss"]]
 
 
+def exits(run: Path) -> list[int]:
+    """What W&B's client recorded at the ends of the run, one after another."""
+    files = sorted(run.glob("wandb/*run-*/*.wandb"), key=lambda file: file.parent.name.partition("run-")[2])
+    ends = [record.exit for file in files for record in records(file) if record.WhichOneof("record_type") == "exit"]
+    return [end.exit_code for end in ends]
+
+
 @pytest.mark.slow
 def test_a_job_that_is_requeued_in_whatever_way_goes_on_in_the_same_run(cluster: Cluster) -> None:
     with WandbServer() as server:
@@ -143,6 +150,8 @@ def test_a_job_that_is_requeued_in_whatever_way_goes_on_in_the_same_run(cluster:
         assert {*server.runs} == {run.name}
         sent = server.runs[run.name]
         assert (sent.state, sent.exit_code) == ("finished", 0)
+        assert exits(run) == [138, 143, 0]
+        assert "SLURM auto-requeueing" not in screen
         rows = [row["trainer/global_step"] for row in sent.history if "train/loss" in row]
         assert rows == [*range(45)]
         print(seconds)
@@ -174,6 +183,7 @@ def test_each_task_of_an_array_is_a_run_and_scancel_leaves_a_checkpoint_and_no_p
     cluster.ended(again, "COMPLETED", "0:0")
     assert cluster.runs() == {going.name, cancelled.name}
     assert (step(cancelled), steps(cancelled)) == (38, [*range(38)])
+    assert exits(cancelled) == [143, 0]
 
 
 @pytest.mark.slow
@@ -181,7 +191,7 @@ def test_jobs_of_one_folder_and_sruns_of_one_allocation_are_runs_of_their_own(cl
     words = f"{FIT} --trainer.max_epochs 1"
     across = cluster.submit("--nodes 2", SCRIPT, *words.split())
     srun = f"srun --ntasks 2 --exact python main.py fit {words} --trainer.devices 2"
-    allocation = "salloc --nodes 1 --ntasks 4 --cpus-per-task 1".split()
+    allocation = ("salloc", "--nodes", "1", "--ntasks", "4", "--cpus-per-task", "1")
     loop = f"for count in 1 2; do {srun} > srun-$count.out 2>&1 & done; wait -n && wait -n; echo {{$SLURM_JOB_ID}}"
     printed = cluster.slurm(*allocation, "bash", "-c", loop, cwd=cluster.project, env=cluster.env)
     told = [(cluster.project / f"srun-{count}.out").read_text() for count in (1, 2)]
@@ -194,6 +204,20 @@ def test_jobs_of_one_folder_and_sruns_of_one_allocation_are_runs_of_their_own(cl
     for text in (*told, cluster.screen(across)):
         assert sorted(re.findall(r"rank \d of \d", text)) == ["rank 0 of 2", "rank 1 of 2"], text
     assert cluster.slurm.job(across)["NodeList"] == ",".join(NODES)
+
+
+@pytest.mark.slow
+def test_slurm_takes_each_command_of_the_readme(cluster: Cluster) -> None:
+    text = (cluster.project / "slurm" / "README.md").read_text()
+    lines = [line for block in re.findall(r"```bash\n(.*?)```", text, re.DOTALL) for line in block.splitlines()]
+    submitted = [shlex.split(line)[1:] for line in lines if line.startswith("sbatch ")]
+    assert len(submitted) > 3
+    assert [line for line in lines if not line.startswith("sbatch ")] == ["python main.py sync"]  # in test_sync.py
+    for words in submitted:
+        printed = cluster.slurm("sbatch", "--test-only", *words, cwd=cluster.project, env=cluster.env)
+        assert "to start at" in printed
+        assert SCRIPT in words
+    assert not (cluster.project / "runs").exists()
 
 
 @pytest.mark.slow

@@ -7,14 +7,12 @@ Any other ends the run at once. What is left of W&B's run, and of the processes 
 import ctypes
 import os
 import signal
-import subprocess
 import sys
 import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
@@ -23,7 +21,7 @@ from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 from torch.utils.data import get_worker_info
 
 from .resume import Backup
-from .run import DRAWN, LOCKS, Failure, shown
+from .run import LOCKS, Failure, shown
 from .wandb import PREEMPTED, finish
 
 if TYPE_CHECKING:
@@ -158,21 +156,11 @@ class Endings(Callback):
         finally:
             for child in self.ranks.children if self.ranks else ():
                 child.kill()
-        if code == PREEMPTED and SLURMEnvironment.detect() and first:
+        if code == PREEMPTED and first and "SLURM_JOB_ID" in os.environ:
+            from .slurm import requeue
+
             requeue()
         if ending is not error and ending is not None:
             raise ending
         if isinstance(error, Exception):
             get_error_handler().record_exception(error)  # for torchrun, whose own report comes last on the screen
-
-
-def requeue() -> None:
-    """Asks SLURM to start the job once more, which ends it here, if the next start will go on with this run."""
-    if os.environ.get("WANDB_RUN_ID") in DRAWN:
-        return print("warning: not requeued, for the job would begin a new run; WANDB_RUN_ID names one", file=sys.stderr)
-    array, job = (os.environ.get(f"SLURM_ARRAY_{name}_ID") for name in ("JOB", "TASK")), os.environ["SLURM_JOB_ID"]
-    words = ["scontrol", "requeue", "_".join(filter(None, array)) or job]
-    try:
-        subprocess.run(words, check=True)
-    except (OSError, subprocess.CalledProcessError) as error:
-        print(f"warning: {error}", file=sys.stderr)

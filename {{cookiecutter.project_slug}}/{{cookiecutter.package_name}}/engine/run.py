@@ -93,7 +93,11 @@ class Run:
         torchrun starts all ranks alike; they agree by the store that it keeps, on what the first of them drew. The
         tasks of one srun have the number of its step in common, which is the same again when their job is requeued.
         """
-        step = step_of_slurm()
+        step = ""
+        if "SLURM_NTASKS" in os.environ:
+            from .slurm import step_of_several
+
+            step = step_of_several()
         given = os.environ.get("WANDB_RUN_ID") or step
         run_id = given or f"r{time.strftime('%y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
         if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
@@ -130,21 +134,6 @@ class Run:
         for unfinished in self.folder.glob("checkpoints/*.part"):
             unfinished.unlink()
         (self.folder / "error.txt").unlink(missing_ok=True)  # of an earlier start
-
-
-def step_of_slurm() -> str:
-    """The name of the step of SLURM of which this process is one of several tasks, and has Lightning see it so too."""
-    tasks, step, shell = (os.environ.get(f"SLURM_{name}") for name in ("NTASKS", "STEP_ID", "PTY_PORT"))
-    alone = os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive") and (step is None or shell is not None)
-    if tasks in (None, "1") or alone or "TORCHELASTIC_RUN_ID" in os.environ:  # ranks are started by something else
-        return ""
-    if step is None:
-        raise Mistake(f"SLURM: {tasks} tasks are asked for, of which this is none; begin the command with srun")
-    os.environ["SLURM_JOB_NAME"] = "srun"  # Lightning takes tasks in an allocation of salloc for alone
-    os.environ["SLURM_NTASKS_PER_NODE"] = os.environ["SLURM_STEP_TASKS_PER_NODE"].partition("(")[0]  # and asks for it
-    job = os.environ["SLURM_JOB_ID"]
-    os.environ.setdefault("MASTER_PORT", str(15000 + (31 * int(job) + int(step)) % 10000))  # its own is the job's alone
-    return f"{os.environ['SLURM_CLUSTER_NAME']}-{job}-{step}"
 
 
 def runs_root() -> Path:
