@@ -38,7 +38,7 @@ SelectTypeParameters=CR_CPU
 GresTypes=gpu
 SlurmdParameters=config_overrides  # more CPUs than there are
 SchedulerParameters=batch_sched_delay=0,sched_interval=1,sched_min_interval=0
-JobRequeue=1
+JobRequeue=0
 NodeName={nodes[0]} NodeAddr=127.0.0.1 Port={ports[1]} CPUs=16 Gres=gpu:{gpus}
 NodeName={nodes[1]} NodeAddr=127.0.0.1 Port={ports[2]} CPUs=16 Gres=gpu:{gpus}
 PartitionName=all Nodes=ALL Default=YES

@@ -54,7 +54,7 @@ class Cluster:
 
     def submit(self, head: str, *script: str) -> str:
         """Submits a job and returns its number."""
-        words = ("sbatch", "--parsable", "--cpus-per-task", "1", *head.split(), *script)
+        words = ("sbatch", "--parsable", "--cpus-per-task", "2", *head.split(), *script)
         return self.slurm(*words, cwd=self.project, env=self.env).strip()
 
     def run(self, name: str) -> Path:
@@ -123,6 +123,7 @@ def test_a_job_that_is_requeued_in_whatever_way_goes_on_in_the_same_run(cluster:
     with WandbServer() as server:
         head = "--ntasks-per-node 2 --gpus-per-node 2"
         words = f"{FIT} --trainer.max_epochs 5 --trainer.callbacks.steps [12,25]"
+        timed = cluster.submit("--time 3", SCRIPT, *words.split())  # SLURM looks after 90 seconds at the latest
         job = Cluster(cluster.slurm, cluster.project, cluster.env | server.env()).submit(head, SCRIPT, *words.split())
         run = cluster.run(f"tests-{job}")
         seconds = {"from submission to step 12": cluster.held(run, 0, 2, job)}
@@ -144,7 +145,7 @@ def test_a_job_that_is_requeued_in_whatever_way_goes_on_in_the_same_run(cluster:
         assert begun == [[0, saved, 25]] * 2, str(begun)
         assert saved == 12
         assert screen.count(f"from     runs/{run.name}/checkpoints/last.ckpt") == 2
-        assert cluster.runs() == {run.name}
+        assert cluster.runs() == {run.name, f"tests-{timed}"}
         assert steps(run) == [*range(45)]
         assert (step(run), cluster.slurm.job(job)["Restarts"]) == (45, "2")
         assert {*server.runs} == {run.name}
@@ -154,16 +155,23 @@ def test_a_job_that_is_requeued_in_whatever_way_goes_on_in_the_same_run(cluster:
         assert "SLURM auto-requeueing" not in screen
         rows = [row["trainer/global_step"] for row in sent.history if "train/loss" in row]
         assert rows == [*range(45)]
-        print(seconds)
+    late = cluster.run(f"tests-{timed}")
+    until(lambda: "stops    " in cluster.screen(timed), 90)
+    (late / "held-0").touch()
+    until(lambda: cluster.slurm.job(timed)["Restarts"] == "1", 30, lambda: cluster.screen(timed))
+    assert (step(late), exits(late)) == (12, [138])
+    cluster.slurm("scancel", timed)
+    print(seconds)
 
 
 @pytest.mark.slow
 def test_each_task_of_an_array_is_a_run_and_scancel_leaves_a_checkpoint_and_no_process(cluster: Cluster) -> None:
     words = f"{FIT} --trainer.max_epochs 2 --trainer.callbacks.steps [12]"
-    job = cluster.submit("--array 1-2", SCRIPT, *words.split())
+    job = cluster.submit("--array 1-2 --export ALL,SLURM_EXACT=1", SCRIPT, *words.split())
     going, cancelled = (cluster.run(f"tests-{job}_{task}") for task in (1, 2))
     for run in (going, cancelled):
         cluster.held(run, 0, 1, f"{job}_{run.name[-1]}")
+    assert "CPUs=2 " in cluster.slurm("scontrol", "show", "step", f"{job}_2.0")
     cluster.slurm("scancel", f"{job}_2")
     until(lambda: "stops    " in cluster.screen(f"{job}_2"), 10)
     for run in (going, cancelled):
