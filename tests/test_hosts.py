@@ -1,6 +1,7 @@
 """A run over two hosts is one run: with the numbers of one host, ended by a broken cable, and taken up again."""
 
 import os
+import re
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -11,7 +12,7 @@ import torch
 from conftest import Run
 from hosts import Hosts
 from test_endings import ACT
-from test_launchers import TORCHRUN
+from test_launchers import TELL, TORCHRUN
 from wandb_record import records
 
 pytestmark = pytest.mark.slow
@@ -85,14 +86,19 @@ def steps(run: Path) -> int:
 def test_two_hosts_make_one_run_with_the_numbers_of_one_host(
     launch: Launch, runs: Path, run: Run, project: Path, tmp_path: Path
 ) -> None:
-    assert ended(launch(f"{FIT}{TWO} --trainer.max_epochs 2")) == [0, 0], screens(tmp_path)
+    (tmp_path / "tell.py").write_text(TELL)
+    tell = "--trainer.callbacks+=tell.Id"
+    codes = ended(launch(f"{FIT}{TWO} --trainer.max_epochs 2 {tell}", PYTHONPATH=str(tmp_path)))
+    screen = screens(tmp_path)
+    assert codes == [0, 0], screen
     (over_two,) = runs.iterdir()
+    assert sorted(re.findall(r"rank (\d) is of (\S+)", screen)) == [("0", over_two.name), ("1", over_two.name)]
     words = f"{FIT} --trainer.devices 2 --trainer.max_epochs 2"
     run(*TORCHRUN, "2", "--standalone", *words.split(), cwd=project)
     (over_one,) = {*runs.iterdir()} - {over_two}
     assert (over_two / "metrics.csv").read_text() == (over_one / "metrics.csv").read_text()
     assert (exits(over_two), steps(over_two)) == ([0], 18)
-    assert screens(tmp_path).count("run      ") == 1
+    assert screen.count("run      ") == 1
 
 
 def test_a_host_that_is_cut_off_ends_the_job_which_goes_on_when_it_is_back(
