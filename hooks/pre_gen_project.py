@@ -22,7 +22,7 @@ def complaint(answers: dict[str, Any]) -> str | None:
     """One sentence about the first answer that will not do, with what to type instead; None if all will."""
     taken = {name: use for use, names in answers["_taken"].items() for name in names.split()}
     for variable, answer in answers.items():
-        if not variable.startswith("_") and CONTROL.search(answer):
+        if not variable.startswith("_") and isinstance(answer, str) and CONTROL.search(answer):
             return f"{variable} holds a control character: type {CONTROL.sub('', answer)!a} instead."
 
     refused = answers["__refused_slug"]

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from packaging.requirements import Requirement
 
+from hooks.post_gen_project import PARTS
 from hooks.pre_gen_project import complaint
 
 FILES = {
@@ -42,6 +43,7 @@ FILES = {
     "my_project/engine/callbacks.py",
     "my_project/engine/cli.py",
     "my_project/engine/endings.py",
+    "my_project/engine/launchers.py",
     "my_project/engine/mistakes.py",
     "my_project/engine/origins.py",
     "my_project/engine/ranks.py",
@@ -108,13 +110,45 @@ def test_a_bake_has_exactly_these_files(project: Path) -> None:
     assert {name for name, _ in texts(project)} == FILES
 
 
-def test_no_jinja_is_left_over(project: Path) -> None:
-    for name, text in texts(project):
+@pytest.fixture
+def whole(bake: Bake) -> Path:
+    """The project of someone who takes every part."""
+    return bake(**dict.fromkeys(PARTS, "yes"))
+
+
+@pytest.mark.parametrize("option", PARTS)
+def test_an_option_adds_its_files_and_a_mention_of_them_and_changes_no_other(
+    option: str, bake: Bake, project: Path
+) -> None:
+    without, chosen = dict(texts(project)), dict(texts(bake(**{option: "yes"})))
+    assert {name for name in chosen if chosen[name] != without.get(name)} == {*PARTS[option], "README.md"}
+    assert without.keys() == chosen.keys() - {*PARTS[option]}
+    assert f"{option}/" not in without["README.md"]
+
+
+def test_without_hooks_every_part_is_there(bake: Bake, tmp_path: Path, whole: Path) -> None:
+    project = bake(tmp_path, accept_hooks=False)
+    assert {name for name, _ in texts(project)} == {name for name, _ in texts(whole)}
+
+
+def test_baking_once_more_without_a_part_leaves_what_a_team_put_beside_it(run: Run, tmp_path: Path) -> None:
+    again = ("--no-input", "--default-config", "--overwrite-if-exists", "--output-dir", tmp_path / "out", TEMPLATE)
+    command = (sys.executable, "-m", "cookiecutter", *again)
+    run(*command, "slurm=yes", cwd=tmp_path)
+    parts = tmp_path / "out" / "my-project" / "slurm"
+    assert len([*parts.iterdir()]) == len(PARTS["slurm"])
+    (parts / "ours.sbatch").touch()
+    run(*command, "slurm=no", cwd=tmp_path)
+    assert [file.name for file in parts.iterdir()] == ["ours.sbatch"]
+
+
+def test_no_jinja_is_left_over(whole: Path) -> None:
+    for name, text in texts(whole):
         assert not re.search(r"\{\{|\{%|\{#|cookiecutter", name + text), name
 
 
-def test_no_line_ends_in_blanks_and_every_file_in_one_newline(project: Path) -> None:
-    for name, text in texts(project):
+def test_no_line_ends_in_blanks_and_every_file_in_one_newline(whole: Path) -> None:
+    for name, text in texts(whole):
         assert not re.search(r"[ \t\r]$", text, re.MULTILINE), name
         assert not text or re.search(r"[^\n]\n\Z", text), name
 
@@ -125,8 +159,8 @@ def test_python_files_of_the_template_hold_no_jinja_but_the_package_to_import() 
         assert not re.search(r"\{\{|\{%|\{#", text), path
 
 
-def test_names_are_legal_on_windows(project: Path) -> None:
-    for names in (tracked(), [name for name, _ in texts(project)]):
+def test_names_are_legal_on_windows(whole: Path) -> None:
+    for names in (tracked(), [name for name, _ in texts(whole)]):
         assert len({name.lower() for name in names}) == len(names), "two names differ in capitals only"
         for name in names:
             assert not re.search(r'[<>:"|?*\\]|[. ](/|$)', name)

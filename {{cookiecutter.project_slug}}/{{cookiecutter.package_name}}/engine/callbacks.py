@@ -171,13 +171,10 @@ class Record(Callback):
         self.run = run
         self.config = config
         self.checkpoint = checkpoint
-        self.command = ""
-        self.done = False
+        self.command, self.done = "", False
         self.differs: list[str] = []
-        self.begun: dict[str, Any] = {}
-        self.restored: dict[str, Any] = {}
-        self.restored_step = -1
-        self.rows_end = 0
+        self.begun, self.restored = dict[str, Any](), dict[str, Any]()
+        self.restored_step, self.rows_end = -1, 0
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.begun = self.begun or begun_with(trainer)

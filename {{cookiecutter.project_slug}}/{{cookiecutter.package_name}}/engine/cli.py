@@ -56,12 +56,14 @@ def execute(words: Sequence[str]) -> None:
 
 def silence() -> None:
     """Leaves out what nobody who reads it could act on. A test of the template says when an entry can go."""
-    for name in ("pytorch.utilities.rank_zero", "fabric.utilities"):  # tips, and what a run's first lines say
+    # Tips, what a run's first lines say, and that Lightning would requeue a job of SLURM.
+    for name in ("pytorch.utilities.rank_zero", "fabric.utilities", "pytorch.trainer.connectors.signal_connector"):
         logging.getLogger(f"lightning.{name}").setLevel(logging.WARNING)
     for message in (
         r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # Lightning's own use of torch
         r"You are trying to `self.log\(\)` but `Trainer\(barebones=True\)`",  # that is what barebones is for
         r"Be aware that when using `ckpt_path`, callbacks used",  # evaluating needs none of them
+        r"The `srun` command is available",  # on a login node, or on a machine of one's own
         r"Checkpoint directory .* exists and is not empty",  # of a run that goes on
         r"The dirpath has changed",  # a new run that begins at another's checkpoint has a best of its own
         r".*does not have many workers",  # data in memory needs none

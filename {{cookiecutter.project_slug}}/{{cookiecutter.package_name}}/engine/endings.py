@@ -7,17 +7,16 @@ Any other ends the run at once. What is left of W&B's run, and of the processes 
 import ctypes
 import os
 import signal
-import subprocess
 import sys
 import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_only
 from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 from torch.utils.data import get_worker_info
 
@@ -37,8 +36,8 @@ class Stopped(SystemExit):
 
 
 def meant(error: BaseException | None) -> bool:
-    """Whether a signal has ended what ended, be it only a process that loads data."""
-    return isinstance(error, Stopped) or "DataLoader worker" in str(error)
+    """Whether a signal has ended what ended, be it only a process that loads data, or W&B's client."""
+    return isinstance(error, Stopped | ConnectionError) or "DataLoader worker" in str(error)
 
 
 class Endings(Callback):
@@ -133,7 +132,7 @@ class Endings(Callback):
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         """Ends W&B's run and the processes of other ranks, and says what it was that ended the command."""
-        self.over, first, ending = True, not (self.trainer and self.trainer.global_rank), error
+        self.over, first, ending = True, not rank_zero_only.rank, error  # type: ignore[attr-defined]
         if self.ranks:
             self.ranks.over = True
             if error is None:
@@ -156,19 +155,11 @@ class Endings(Callback):
         finally:
             for child in self.ranks.children if self.ranks else ():
                 child.kill()
-        if code == PREEMPTED and SLURMEnvironment.detect() and first:
+        if code == PREEMPTED and first and "SLURM_JOB_ID" in os.environ:
+            from .launchers import requeue
+
             requeue()
         if ending is not error and ending is not None:
             raise ending
         if isinstance(error, Exception):
             get_error_handler().record_exception(error)  # for torchrun, whose own report comes last on the screen
-
-
-def requeue() -> None:
-    """Asks SLURM to start the job once more, which ends it here."""
-    array, job = (os.environ.get(f"SLURM_ARRAY_{name}_ID") for name in ("JOB", "TASK")), os.environ["SLURM_JOB_ID"]
-    words = ["scontrol", "requeue", "_".join(filter(None, array)) or job]
-    try:
-        subprocess.run(words, check=True)
-    except (OSError, subprocess.CalledProcessError) as error:
-        print(f"warning: {error}", file=sys.stderr)

@@ -5,12 +5,11 @@ import os
 import re
 import secrets
 import shlex
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Thread
@@ -89,28 +88,13 @@ class Run:
     def start(cls, root: Path) -> "Run":
         """Takes the id from WANDB_RUN_ID or draws one, and tells the processes of other ranks by the environment.
 
-        torchrun starts all ranks alike; they agree by the store that it keeps, on what the first of them drew.
+        torchrun and SLURM start all ranks alike, which then have to agree.
         """
         run_id = os.environ.get("WANDB_RUN_ID") or f"r{time.strftime('%y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
-        if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
-            from torch.distributed import TCPStore
+        if {"TORCHELASTIC_RUN_ID", "SLURM_NTASKS"} & os.environ.keys():
+            from .launchers import agreed
 
-            host = os.environ["MASTER_ADDR"]
-            store = TCPStore(host, int(os.environ["MASTER_PORT"]), is_master=False)
-            if not os.environ.get("WANDB_RUN_ID"):
-                run_id = store.compare_set("run_id", "", run_id).decode()
-            if os.environ["TORCHELASTIC_MAX_RESTARTS"] != "0":
-                # A store for this start alone, for in torch's the ranks may find addresses of the one before. They know
-                # it by its answering: torchrun counts starts for each host by itself.
-                if os.environ["RANK"] == "0":
-                    own = TCPStore(host, 0, is_master=True, wait_for_workers=False, multi_tenant=True)
-                    LOCKS.enter_context(nullcontext(own))  # torch joins it by its port, as long as it is there
-                    store.set("port", str(own.port))
-                while os.environ["TORCHELASTIC_USE_AGENT_STORE"] == "True":
-                    time.sleep(0.1)
-                    with suppress(OSError), socket.create_connection((host, int(store.get("port"))), 1) as there:
-                        port = str(there.getpeername()[1])
-                        os.environ |= {"MASTER_PORT": port, "TORCHELASTIC_USE_AGENT_STORE": "False"}
+            run_id = agreed(run_id)
         if not re.fullmatch(r"\w[\w.-]*", run_id):
             raise Mistake(f"WANDB_RUN_ID: expected letters, digits, dashes, dots and underscores, got {run_id}")
         folder = root / run_id
@@ -170,7 +154,11 @@ def end_session() -> None:
     """Ends W&B's client, which never answers if a request was given up just before, and ends with this process then."""
     import wandb
 
-    ending = Thread(target=wandb.teardown, daemon=True)
+    def end() -> None:
+        with suppress(ConnectionError):  # it has ended
+            wandb.teardown()
+
+    ending = Thread(target=end, daemon=True)
     ending.start()
     ending.join(5)
 

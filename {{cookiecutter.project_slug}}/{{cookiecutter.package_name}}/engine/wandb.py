@@ -3,6 +3,7 @@
 import math
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -132,6 +133,15 @@ class Wandb(WandbLogger):
 
             reason = deliver(folder, tries=1, checkpoints=False)
         return reason
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        try:
+            super().log_metrics(metrics, step)
+        except ConnectionError:  # W&B's client is gone, as SLURM sends SIGTERM to it too: it begins once more
+            end_session()
+            self._experiment = None
+            super().log_metrics(metrics, step)
 
     def after_save_checkpoint(self, checkpoint_callback: ModelCheckpoint) -> None:
         """Has what was saved uploaded, now or when the run ends."""
