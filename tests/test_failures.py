@@ -42,11 +42,14 @@ Job = Callable[..., Ended]
 
 @pytest.fixture
 def job(bake: Bake, env: dict[str, str], tmp_path: Path) -> Job:
-    """Runs two ranks until they end."""
+    return jobs(bake(tmp_path), env, tmp_path / "runs")
+
+
+def jobs(project: Path, env: dict[str, str], runs: Path) -> Job:
+    """What runs two ranks of a project until they end."""
     names = ("MASTER_", "TORCHELASTIC_", "RUNS_", "WORLD_SIZE", "RANK", "LOCAL_")
     env = {name: value for name, value in env.items() if not name.startswith(names)}
-    env |= {"OMP_NUM_THREADS": "1", "RUNS_ROOT": str(tmp_path / "runs"), "PYTHONPATH": str(Path(__file__).parent)}
-    project = bake(tmp_path)
+    env |= {"OMP_NUM_THREADS": "1", "RUNS_ROOT": str(runs), "PYTHONPATH": str(Path(__file__).parent)}
 
     def job(
         launcher: str, what: str, rank: int, options: str = "", started: tuple[str, ...] = (), verb: str = FIT
@@ -68,7 +71,7 @@ def job(bake: Bake, env: dict[str, str], tmp_path: Path) -> Job:
             ended = time.time()
             if process.poll() is None:
                 os.killpg(process.pid, 9)
-        run = max((tmp_path / "runs").iterdir(), key=os.path.getctime)
+        run = max(runs.iterdir(), key=os.path.getctime)
         time.sleep(0.5)  # for the system to take away what it has been told to end
         left = [command for command in alive(f"HOME={env['HOME']}\0") if "wandb-symon" not in command]
         acted = float((run / f"acted-{what}").read_text())

@@ -50,6 +50,8 @@ class Summaries(Callback):
             if isinstance(logger, Wandb) and self.best:  # that of an earlier start too: a summary is its last start's
                 logger.experiment.summary.update(self.best)
 
+    on_train_start = on_fit_start  # FSDP restores only between the two
+
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         monitors = [(c.monitor, c.mode) for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)]
         monitors += [(name, rule) for name, rules in self.metrics.items() for rule in ("max", "min") if rule in rules]
@@ -169,24 +171,24 @@ class Record(Callback):
         self.run = run
         self.config = config
         self.checkpoint = checkpoint
-        self.command = ""
-        self.done = False
+        self.command, self.done = "", False
         self.differs: list[str] = []
-        self.begun: dict[str, Any] = {}
-        self.restored: dict[str, Any] = {}
-        self.restored_step = -1
-        self.rows_end = 0
+        self.begun, self.restored = dict[str, Any](), dict[str, Any]()
+        self.restored_step, self.rows_end = -1, 0
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.begun = begun_with(trainer)
-        for logger in trainer.loggers:
-            if isinstance(logger, MetricsFile):
-                logger.forget(self.rows_end)
+        self.begun = self.begun or begun_with(trainer)
         if self.restored:
             from .references import renew
 
             renew(trainer, self.begun, self.restored)
             self.restored = {}
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.on_fit_start(trainer, pl_module)
+        for logger in trainer.loggers:
+            if isinstance(logger, MetricsFile):
+                logger.forget(self.rows_end)
 
     def state_dict(self) -> dict[str, Any]:
         return {"begun": self.begun, "config": self.config}

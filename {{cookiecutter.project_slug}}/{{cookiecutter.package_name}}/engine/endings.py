@@ -132,8 +132,7 @@ class Endings(Callback):
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         """Ends W&B's run and the processes of other ranks, and says what it was that ended the command."""
-        rank = self.trainer.global_rank if self.trainer else rank_zero_only.rank  # type: ignore[attr-defined]
-        self.over, first, ending = True, not rank, error
+        self.over, first, ending = True, not rank_zero_only.rank, error  # type: ignore[attr-defined]
         if self.ranks:
             self.ranks.over = True
             if error is None:
@@ -157,7 +156,7 @@ class Endings(Callback):
             for child in self.ranks.children if self.ranks else ():
                 child.kill()
         if code == PREEMPTED and first and "SLURM_JOB_ID" in os.environ:
-            from .slurm import requeue
+            from .launchers import requeue
 
             requeue()
         if ending is not error and ending is not None:

@@ -142,7 +142,7 @@ def way_on(verb: str, ways: list[str], given: Any, root: Path, layers: list[str]
 
 def restarted(run: Run) -> Path:
     """The newest checkpoint of a run that a scheduler, torchrun or a sweep's agent starts once more."""
-    counts = ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT", "WANDB_SWEEP_ID")
+    counts = ("SLURM_RESTART_COUNT", "TORCHELASTIC_MAX_RESTARTS", "WANDB_SWEEP_ID")
     if not any(os.environ.get(name, "0") != "0" for name in counts):
         raise Mistake(f"run {run.id} has checkpoints already; to go on with it: --resume {run.id}")
     return newest_checkpoint(run.folder)
@@ -183,6 +183,8 @@ def renew(trainer: Trainer, begun: dict[str, Any], checkpoint: dict[str, Any]) -
     if before["kinds"] != begun["kinds"]:
         old, new = (" and ".join(kinds["kinds"]) for kinds in (before, begun))
         raise Mistake(f"the optimizer's state: expected {old}, as it was saved, got {new}; see --init_from")
+    if trainer.strategy.restore_checkpoint_after_setup:  # then it is, with the old ones
+        raise Mistake(f"{type(trainer.strategy).__name__} cannot go on with new options; see --init_from")
     for config, state in zip(trainer.lr_scheduler_configs, checkpoint["lr_schedulers"], strict=True):
         scheduler: Any = config.scheduler
         if config.reduce_on_plateau or "last_epoch" not in state:

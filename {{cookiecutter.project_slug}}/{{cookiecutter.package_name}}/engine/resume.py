@@ -113,7 +113,7 @@ class Backup(ModelCheckpoint):
             try:
                 self._save(trainer)
             except (Exception, Failure) as error:  # not in the place of what ended the training
-                print(f"warning: the last state is not saved: {error}")
+                rank_zero_only(print)(f"warning: the last state is not saved: {error}")
         self._publish(trainer)
 
 

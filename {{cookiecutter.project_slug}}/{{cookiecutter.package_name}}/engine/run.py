@@ -5,7 +5,6 @@ import os
 import re
 import secrets
 import shlex
-import socket
 import subprocess
 import sys
 import time
@@ -22,7 +21,6 @@ VERBS = ("fit", "validate", "test", "predict")
 SECTIONS = ("trainer", "callbacks")  # of a configuration, that are options and not a class with options
 PROJECT = Path(__file__).resolve().parents[2]  # the folder of main.py
 LOCKS = ExitStack()
-DRAWN = set[str]()  # ids of this process's runs that nobody gave, so that another start of it would draw others
 REDACTED = "***"
 # Not `pad_token` or `max_tokens`: the words of a vocabulary are no secrets.
 SECRET = re.compile(
@@ -90,32 +88,15 @@ class Run:
     def start(cls, root: Path) -> "Run":
         """Takes the id from WANDB_RUN_ID or draws one, and tells the processes of other ranks by the environment.
 
-        torchrun starts all ranks alike; they agree by the store that it keeps, on what the first of them drew. The
-        tasks of one srun have the number of its step in common, which is the same again when their job is requeued.
+        torchrun and SLURM start all ranks alike, which then have to agree.
         """
-        step = ""
-        if "SLURM_NTASKS" in os.environ:
-            from .slurm import step_of_several
+        run_id = os.environ.get("WANDB_RUN_ID") or f"r{time.strftime('%y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+        if {"TORCHELASTIC_RUN_ID", "SLURM_NTASKS"} & os.environ.keys():
+            from .launchers import agreed
 
-            step = step_of_several()
-        given = os.environ.get("WANDB_RUN_ID") or step
-        run_id = given or f"r{time.strftime('%y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
-        if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
-            from torch.distributed import TCPStore
-
-            store = TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
-            if not os.environ.get("WANDB_RUN_ID"):
-                run_id = store.compare_set("run_id", "", run_id).decode()
-            if (attempt := os.environ["TORCHELASTIC_RESTART_COUNT"]) != "0":
-                if os.environ["RANK"] == "0":
-                    with socket.create_server(("", 0)) as free:
-                        store.set(f"port {attempt}", str(free.getsockname()[1]))
-                # A store of their own, for in torch's the ranks may find addresses of the attempt before.
-                os.environ["MASTER_PORT"] = store.get(f"port {attempt}").decode()
-                os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "False"
+            run_id = agreed(run_id)
         if not re.fullmatch(r"\w[\w.-]*", run_id):
             raise Mistake(f"WANDB_RUN_ID: expected letters, digits, dashes, dots and underscores, got {run_id}")
-        DRAWN.update({run_id} - {given})
         folder = root / run_id
         os.environ.update(WANDB_RUN_ID=run_id, RUNS_ROOT=str(root))
         # Else W&B stages what it is to send in the user's home, where it is lost when the folder moves.

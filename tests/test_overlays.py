@@ -1,0 +1,145 @@
+"""Overlays do what they say: as far as a CPU can go, and one line where it cannot."""
+
+import csv
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from command import Commands
+from conftest import Bake
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.strategies import SingleDeviceStrategy
+
+BRIEF = "--trainer.logger false --callbacks.early_stopping null --trainer.log_every_n_steps 1"
+# torch's FSDP trains on a CPU if it is told to. What it then gathers it does not copy, hence the second half.
+SHARDED = """
+import torch
+from lightning.pytorch.strategies import FSDPStrategy
+from torch.distributed.fsdp import FullOptimStateDictConfig, FullStateDictConfig, OptimStateKeyType, StateDictType
+from torch.distributed.fsdp import FullyShardedDataParallel as FSDP
+
+class OnCpu(FSDPStrategy):
+    def _setup_model(self, model):
+        return FSDP(model, device_id=torch.device("cpu"), sharding_strategy=self.sharding_strategy, **self.kwargs)
+
+    def whole(self):
+        configs = FullStateDictConfig(), FullOptimStateDictConfig(rank0_only=True)
+        return FSDP.state_dict_type(self.model, StateDictType.FULL_STATE_DICT, *configs)
+
+    def lightning_module_state_dict(self):
+        with self.whole():
+            return self.model.state_dict()
+
+    def optimizer_state(self, optimizer):
+        with self.whole():
+            state = FSDP.optim_state_dict(self.model, getattr(optimizer, "optimizer", optimizer))
+            ids = OptimStateKeyType.PARAM_ID
+            return state if self.global_rank else FSDP.rekey_optim_state_dict(state, ids, self.model)
+"""
+
+
+class Late(SingleDeviceStrategy):
+    """Restores as those for sharded models do: only after callbacks have heard that the fit starts."""
+
+    restore_checkpoint_after_setup = True
+
+
+class Kinds(Callback):
+    """What a step computes with."""
+
+    def __init__(self) -> None:
+        self.seen: set[tuple[str, torch.dtype]] = SEEN
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        pl_module.network.register_forward_hook(lambda _, __, output: self.seen.add(("output", output.dtype)))  # type: ignore[union-attr]
+
+    def on_before_zero_grad(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
+        self.seen |= {("weights", weight.dtype) for weight in pl_module.parameters()}
+        self.seen |= {("optimizer", state["exp_avg"].dtype) for state in optimizer.state.values()}
+
+
+SEEN: set[tuple[str, torch.dtype]] = set()
+
+
+def rows(run: Path) -> list[dict[str, str]]:
+    with (run / "metrics.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_mixed_precision_multiplies_in_bfloat16_keeps_weights_in_32_bits_and_learns(command: Commands) -> None:
+    SEEN.clear()
+    outcome = command(
+        f"fit --config @digits --config @gpu {BRIEF} --trainer.max_epochs 8 --trainer.callbacks+=test_overlays.Kinds"
+    )
+    assert (outcome.code, outcome.err) == (0, ""), outcome.err
+    assert {("output", torch.bfloat16), ("weights", torch.float32), ("optimizer", torch.float32)} == SEEN
+    assert outcome.run is not None
+    assert max(float(row["val/acc"]) for row in rows(outcome.run) if row["val/acc"]) > 0.94
+
+
+def test_without_a_gpu_a_sharded_model_is_refused_in_one_line(command: Commands) -> None:
+    outcome = command("fit --config @digits --config @fsdp --trainer.accelerator cpu")
+    assert (outcome.code, outcome.err.count("\n")) == (2, 1), outcome.err
+    assert "`fsdp` requires a GPU" in outcome.err
+    wrong = command("fit --config @digits --config @fsdp --trainer.strategy.sharding_strategy SOME")
+    assert (wrong.code, wrong.err.count("\n")) == (2, 1), wrong.err
+    assert wrong.err.startswith("error: --trainer.strategy.sharding_strategy: ")
+
+
+def test_a_run_whose_strategy_restores_late_keeps_its_rows_and_its_learning_rate(command: Commands) -> None:
+    late = "--trainer.strategy test_overlays.Late --trainer.strategy.device cpu --trainer.accelerator cpu"
+    whole = command(f"fit --config @digits {late} {BRIEF} --trainer.max_epochs 3").run
+    part = command(f"fit --config @digits {late} {BRIEF} --trainer.max_epochs 2").run
+    assert whole is not None
+    assert part is not None
+    refused = command(f"fit --resume {part.name} --trainer.max_epochs 3 --model.lr 0.5")
+    assert (refused.code, refused.err.count("\n")) == (2, 1), refused.err
+    assert refused.err.startswith("error: Late cannot go on with new options; ")
+    assert command(f"fit --resume {part.name} --trainer.max_epochs 3").code == 0
+    assert rows(part) == rows(whole)
+
+
+@pytest.mark.slow
+def test_a_sharded_model_leaves_checkpoints_like_any_other_and_goes_on_from_them(
+    bake: Bake, env: dict[str, str], tmp_path: Path
+) -> None:
+    """Two ranks, sharded, equal two ranks of DDP, also when they go on, and are tested on one device."""
+    project = bake(tmp_path)
+    (project / "sharded.py").write_text(SHARDED)
+
+    def run(words: str, run_id: str = "") -> Path:
+        command = [sys.executable, "main.py", *words.split()]
+        told = env | {"OMP_NUM_THREADS": "1", "RUNS_ROOT": str(tmp_path / "runs")}
+        told |= {"WANDB_RUN_ID": run_id} if run_id else {}
+        done = subprocess.run(
+            command,
+            cwd=project,
+            env=told,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=120,
+        )
+        assert done.returncode == 0, done.stdout
+        return max((tmp_path / "runs").iterdir(), key=lambda folder: folder.stat().st_mtime)
+
+    momentum = "--model.optimizer SGD --model.optimizer.momentum 0.9 --model.lr 0.1"
+    two = f"fit --config configs/digits.yaml {BRIEF} {momentum} --trainer.accelerator cpu --trainer.devices 2"
+    wrapped = "--trainer.strategy.auto_wrap_policy [torch.nn.Conv2d,torch.nn.Linear]"
+    ddp = run(f"{two} --trainer.max_epochs 2", "r-ddp")
+    run(f"{two} --trainer.strategy sharded.OnCpu {wrapped} --trainer.max_epochs 1", "r-fsdp")
+    fsdp = run("fit --resume r-fsdp --trainer.max_epochs 2")
+    assert fsdp.name == "r-fsdp"
+    assert rows(fsdp) == rows(ddp)
+    ours, theirs = (torch.load(one / "checkpoints" / "last.ckpt", weights_only=True) for one in (fsdp, ddp))
+    for name, value in theirs["state_dict"].items():
+        assert torch.equal(ours["state_dict"][name], value), name
+    tested = [
+        rows(run(f"test --ckpt_path {name} --trainer.devices 1 --trainer.strategy auto"))
+        for name in ("r-fsdp", "r-ddp")
+    ]
+    assert tested[0] == tested[1]
