@@ -193,6 +193,12 @@ def test_each_task_of_an_array_is_a_run_and_scancel_leaves_a_checkpoint_and_no_p
     assert (step(cancelled), steps(cancelled)) == (38, [*range(38)])
     assert exits(cancelled) == [143, 0]
 
+    with WandbServer() as server:  # which compute nodes could not reach
+        cluster.slurm("python", "main.py", "sync", cwd=cluster.project, env=cluster.env | server.env())
+        for run in (going, cancelled):
+            rows = [row["trainer/global_step"] for row in server.runs[run.name].history if "train/loss" in row]
+            assert (server.runs[run.name].state, rows) == ("finished", [*range(38)])
+
 
 @pytest.mark.slow
 def test_jobs_of_one_folder_and_sruns_of_one_allocation_are_runs_of_their_own(cluster: Cluster) -> None:
@@ -200,7 +206,7 @@ def test_jobs_of_one_folder_and_sruns_of_one_allocation_are_runs_of_their_own(cl
     across = cluster.submit("--nodes 2", SCRIPT, *words.split())
     srun = f"srun --ntasks 2 --exact python main.py fit {words} --trainer.devices 2"
     allocation = ("salloc", "--nodes", "1", "--ntasks", "4", "--cpus-per-task", "1")
-    loop = f"for count in 1 2; do {srun} > srun-$count.out 2>&1 & done; wait -n && wait -n; echo {{$SLURM_JOB_ID}}"
+    loop = f"for count in 1 2; do {srun} > srun-$count.out 2>&1 & done; wait -n && wait -n && echo {{$SLURM_JOB_ID}}"
     printed = cluster.slurm(*allocation, "bash", "-c", loop, cwd=cluster.project, env=cluster.env)
     told = [(cluster.project / f"srun-{count}.out").read_text() for count in (1, 2)]
     (job,) = re.findall(r"{(\d+)}", printed)
