@@ -77,7 +77,7 @@ def steps(project: Path, home: Path, launcher: str, ranks: int, options: str) ->
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
-    parser.add_argument("--width", type=int, default=160, help="of the network: with 160 a step takes about 20 ms")
+    parser.add_argument("--width", type=int, default=120, help="of the network: with 120 a step takes about 20 ms")
     parser.add_argument("--batch_size", type=int, default=64, help="images for a step of a rank")
     parser.add_argument("--steps", type=int, default=120, help="of each run")
     parser.add_argument("--rounds", type=int, default=3, help="runs of each kind, of which the middle one counts")
