@@ -177,6 +177,8 @@ def test_two_devices_train_by_ddp_in_one_run(trained: Trained, person: Person) -
     assert screen.count("\nrun ") + screen.startswith("run ") == 1
     record = recorded(folder)
     assert record.config["trainer"]["devices"] == "2"
+    assert "\nbatch    128 samples a step, 2 batches of 64\n" in screen
+    assert record.config["run"]["batch_size"] == 128
     assert sum("test/acc" in row for row in record.history) == 1  # of `--test_after_fit`, in the same run
     assert (folder / "checkpoints" / "last.ckpt").exists()
 
