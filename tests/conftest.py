@@ -69,7 +69,7 @@ def project(bake: Bake) -> Path:
 @pytest.fixture
 def env(tmp_path: Path) -> dict[str, str]:
     """The environment of a process that must not touch this machine's home, W&B account or other tests."""
-    dropped = ("WANDB_", "PYTEST_", "COVERAGE_", "MAKE", "MFLAGS")
+    dropped = ("WANDB_", "PYTEST_", "COVERAGE_", "MAKE", "MFLAGS", "RUNS_", "MASTER_", "TORCHELASTIC_", "SLURM_")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(dropped)}
     for name in ("HOME", "TMPDIR", "WANDB_CACHE_DIR", "WANDB_DATA_DIR", "WANDB_CONFIG_DIR"):
         kept[name] = str(tmp_path / "e" / name.removeprefix("WANDB_")[:4])  # W&B names a socket in TMPDIR: short
