@@ -44,9 +44,9 @@ class Ranks(Callback):
     def agree(self, number: int) -> int:
         """The largest of the numbers that the ranks have; of signals, the one on which all of them leave."""
         largest = torch.tensor(number, device=self.trainer.strategy.root_device)
-        number = int(self.trainer.strategy.reduce(largest, reduce_op="max"))
-        self.stopping = number > 0
-        return number
+        torch.distributed.all_reduce(largest, torch.distributed.ReduceOp.MAX)  # Lightning's own adds a barrier
+        self.stopping = bool(largest)
+        return int(largest)
 
     def failed(self, error: BaseException) -> None:
         """Notes what ended this rank, unless that is the end of another one."""
