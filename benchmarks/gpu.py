@@ -50,13 +50,13 @@ WAYS = {  # by what is tried: the options that ask for it
     "32 bits, compiled": "--trainer.callbacks+ extras.Compile",
     "bf16, compiled": "--config configs/gpu.yaml --trainer.callbacks+ extras.Compile",
 }
-WIDE = "--model.width 256 --data.batch_size 256 --trainer.max_epochs 20"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
     parser.add_argument("--accelerator", default="gpu", help="what to train on")
     parser.add_argument("--epochs", type=int, default=20, help="of the example")
+    parser.add_argument("--width", type=int, default=256, help="of the net whose steps are timed")
     given = parser.parse_args()
     device = torch.cuda.get_device_name() if given.accelerator == "gpu" else platform.processor() or "a CPU"
     print(f"{torch.cuda.device_count()} x {device}, torch {torch.__version__}\n")
@@ -78,8 +78,10 @@ def main() -> None:
 
         def rows(folder: Path) -> list[dict[str, str]]:
             with (folder / "metrics.csv").open() as file:
-                return [row for row in csv.DictReader(file) if not row.get("test/acc")]
+                table = [{name: value for name, value in row.items() if value} for row in csv.DictReader(file)]
+                return [row for row in table if "test/acc" not in row]
 
+        wide = f"--model.width {given.width} --data.batch_size 256 --trainer.max_epochs 20"
         counts = [1] + [torch.cuda.device_count()] * (torch.cuda.device_count() > 1)
         for number, (way, options, devices) in enumerate((w, o, d) for w, o in WAYS.items() for d in counts):
             fit = f"fit --config configs/digits.yaml {options} --trainer.devices {devices}"
@@ -92,7 +94,7 @@ def main() -> None:
             _, again = run(f"again-{number}", f"{fit} {half}")
             run(f"again-{number}", f"fit --resume again-{number} {epochs}")
             exact = "yes" if rows(whole) == rows(again) else "no"
-            times = [run(f"wide-{number}-{turn}", f"{fit} {WIDE}")[0].partition("\nstep ")[2] for turn in range(3)]
+            times = [run(f"wide-{number}-{turn}", f"{fit} {wide}")[0].partition("\nstep ")[2] for turn in range(3)]
             step = median(float(text.split()[0]) for text in times)
             print(f"| {way} | {devices} | {float(accuracy):.4f} | {exact} | {step:.3f} |", flush=True)
 
