@@ -7,7 +7,6 @@ from its second epoch on. Times hold for one machine at one time: compare them w
 """
 
 import argparse
-import os
 import subprocess
 import sys
 import tempfile
@@ -16,11 +15,10 @@ from itertools import pairwise
 from pathlib import Path
 from statistics import median
 
-TEMPLATE = Path(__file__).parents[1]
-sys.path.insert(0, str(TEMPLATE / "tests"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-from cookiecutter.main import cookiecutter  # noqa: E402
-from wandb_server import WandbServer  # noqa: E402
+from bakery import bake, environment
+from wandb_server import WandbServer
 
 CLOCK = """
 import os, time
@@ -50,10 +48,8 @@ def measured(project: Path, home: Path, fault: str, at: str, timeout: float) -> 
     clock = home / "clock"
     clock.touch()
     with WandbServer() as server:
-        env = os.environ | server.env() | {"CLOCK": str(clock), "RUNS_ROOT": str(home / "runs"), "OMP_NUM_THREADS": "1"}
-        for name in ("HOME", "TMPDIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR"):
-            env[name] = str(home / name[-7:])
-            Path(env[name]).mkdir()
+        env = environment(home) | server.env()
+        env |= {"CLOCK": str(clock), "RUNS_ROOT": str(home / "runs"), "OMP_NUM_THREADS": "1"}
         words = f"fit --config configs/digits.yaml --trainer.max_epochs {EPOCHS} --trainer.log_every_n_steps 1"
         words += f" --trainer.logger.log_model all --trainer.logger.finish_timeout {timeout}"
         words += " --trainer.callbacks+ clock.Clock --callbacks.early_stopping null"
@@ -102,9 +98,7 @@ def main() -> None:
     head += ["of sync", "rows missing", "rows doubled", "versions missing"]
     print("|", " | ".join(head), "|\n|", " | ".join("---" for _ in head), "|")
     with tempfile.TemporaryDirectory() as place:
-        config = Path(place, "config.yaml")
-        config.write_text(f"cookiecutters_dir: {place}/templates\nreplay_dir: {place}/replay\n")
-        project = Path(cookiecutter(str(TEMPLATE), no_input=True, output_dir=place, config_file=str(config)))
+        project = bake(Path(place), Path(place))
         (project / "clock.py").write_text(CLOCK)
         for number, (fault, at) in enumerate(
             (f, a) for f in given.faults for a in (("start", "an epoch") if f else ("",))

@@ -9,7 +9,6 @@ itself where there is no GPU.
 
 import argparse
 import csv
-import os
 import platform
 import subprocess
 import sys
@@ -18,9 +17,11 @@ from pathlib import Path
 from statistics import median
 
 import torch
-from cookiecutter.main import cookiecutter
 
-TEMPLATE = Path(__file__).parents[1]
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+
+from bakery import bake, environment
+
 EXTRAS = """
 import time
 from lightning.pytorch import Callback
@@ -62,15 +63,13 @@ def main() -> None:
     print(f"{torch.cuda.device_count()} x {device}, torch {torch.__version__}\n")
     print("| way | devices | test accuracy | gone on to the bit | ms a step, wider |\n|" + " --- |" * 5)
     with tempfile.TemporaryDirectory() as place:
-        config = Path(place, "config.yaml")
-        config.write_text(f"cookiecutters_dir: {place}/templates\nreplay_dir: {place}/replay\n")
-        project = Path(cookiecutter(str(TEMPLATE), no_input=True, output_dir=place, config_file=str(config)))
+        project = bake(Path(place), Path(place))
         (project / "extras.py").write_text(EXTRAS)
 
         def run(name: str, words: str) -> tuple[str, Path]:
             """What a command printed, and the folder of its run."""
             command = [sys.executable, "main.py", *words.split(), "--trainer.accelerator", given.accelerator]
-            env = os.environ | {"HOME": place, "WANDB_MODE": "offline", "WANDB_RUN_ID": name}
+            env = environment(Path(place)) | {"WANDB_MODE": "offline", "WANDB_RUN_ID": name}
             done = subprocess.run(command, cwd=project, env=env, capture_output=True, text=True, check=False)
             if done.returncode:
                 raise SystemExit(f"{' '.join(command)}:\n{done.stdout}{done.stderr}")

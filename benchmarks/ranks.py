@@ -17,11 +17,10 @@ from itertools import pairwise, product
 from pathlib import Path
 from statistics import median
 
-TEMPLATE = Path(__file__).parents[1]
-sys.path.insert(0, str(TEMPLATE / "tests"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-from cookiecutter.main import cookiecutter  # noqa: E402
-from test_failures import LAUNCHERS, jobs  # noqa: E402
+from bakery import bake, environment
+from test_failures import LAUNCHERS, jobs
 
 CLOCK = """
 import os, time
@@ -56,20 +55,15 @@ def row(*cells: object) -> None:
     print("|", " | ".join(texts), "|", flush=True)
 
 
-def environment(home: Path) -> dict[str, str]:
-    """That of a process which sends nothing and has a home of its own."""
-    dropped = ("WANDB_", "RUNS_", "MASTER_", "TORCHELASTIC_")
-    env = {name: value for name, value in os.environ.items() if not name.startswith(dropped)}
-    for name in ("HOME", "TMPDIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR"):
-        env[name] = str(home / name[-7:])
-        Path(env[name]).mkdir(parents=True)
-    return env | {"OMP_NUM_THREADS": "1", "WANDB_BASE_URL": "http://127.0.0.1:9", "RUNS_ROOT": str(home / "runs")}
+def own(home: Path) -> dict[str, str]:
+    """The environment of a process of one thread with a folder of its own for runs."""
+    return environment(home) | {"OMP_NUM_THREADS": "1", "RUNS_ROOT": str(home / "runs")}
 
 
 def steps(project: Path, home: Path, launcher: str, ranks: int, options: str) -> list[float]:
     """When a run was started, when each of its steps began, and when the last one was over."""
     words = [*LAUNCHERS[launcher], *f"{FIT} --trainer.devices {ranks} {options}".split()]
-    env = environment(home) | {"CLOCK": str(home / "clock")}
+    env = own(home) | {"CLOCK": str(home / "clock")}
     begun = time.time()
     subprocess.run(words, cwd=project, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=True)
     return [begun, *map(float, (home / "clock").read_text().split())]
@@ -87,9 +81,7 @@ def main() -> None:
     options += f" --trainer.max_steps {given.steps}"
     kinds = [("lightning", 1), ("lightning", 2), ("torchrun", 2)]
     with tempfile.TemporaryDirectory() as place:
-        config = Path(place, "config.yaml")
-        config.write_text(f"cookiecutters_dir: {place}/templates\nreplay_dir: {place}/replay\n")
-        project = Path(cookiecutter(str(TEMPLATE), no_input=True, output_dir=place, config_file=str(config)))
+        project = bake(Path(place), Path(place))
         (project / "clock.py").write_text(CLOCK)
         head = ["launcher", "ranks", "s to the first step", "ms a step", "of the fastest tenth", "images/s"]
         table(*head, "of so many single ones", "by the fastest tenth")
@@ -113,7 +105,7 @@ def main() -> None:
             ends = []
             for number in range(given.deaths):
                 home = Path(place, f"{launcher}-{rank}-{what}-{number}")
-                ends.append(jobs(project, environment(home), home / "runs")(launcher, what, rank))
+                ends.append(jobs(project, own(home), home / "runs")(launcher, what, rank))
             slowest = max(ends, key=lambda end: end.seconds)
             told = "nothing" if slowest.told is None else slowest.told
             row(launcher, rank, KINDS[what], slowest.seconds, slowest.code, told, sum(len(end.left) for end in ends))

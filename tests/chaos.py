@@ -45,10 +45,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from bakery import bake, environment
 from wandb_record import records
 from wandb_server import WandbServer
 
-TEMPLATE = Path(__file__).parents[1]
 EPOCHS = 3
 STEPS = {1: 19, 2: 9}  # of an epoch, by the number of devices
 PATIENCE = 120  # seconds that one start may take
@@ -571,12 +571,7 @@ class Lab:
     def __init__(self, home: Path, project: Path) -> None:
         self.home, self.project = home, project
         write_research(project, project)
-        dropped = ("WANDB_", "PYTEST_", "COVERAGE_", "MAKE", "MFLAGS", "MASTER_", "TORCHELASTIC_", "RUNS_", "SLURM_")
-        self.env = {name: value for name, value in os.environ.items() if not name.startswith(dropped)}
-        for name in ("HOME", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR"):
-            self.env[name] = str(home / name.removeprefix("WANDB_")[:4])
-            Path(self.env[name]).mkdir()
-        self.env |= {"OMP_NUM_THREADS": "1", "WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_MODE": "offline"}
+        self.env = environment(home) | {"OMP_NUM_THREADS": "1", "WANDB_MODE": "offline"}
         self.server = WandbServer()
         self.references: dict[Setup, Path] = {}
         self.lock = threading.Lock()
@@ -752,15 +747,6 @@ def summary(rounds: Sequence[Round], lab: Lab, seconds: float) -> dict[str, Any]
     }
 
 
-def baked(home: Path) -> Path:
-    """A default bake."""
-    from cookiecutter.main import cookiecutter
-
-    config = home / "cookiecutter.yaml"
-    config.write_text(f"cookiecutters_dir: {home}/templates\nreplay_dir: {home}/replay\n")
-    return Path(cookiecutter(str(TEMPLATE), no_input=True, output_dir=str(home), config_file=str(config)))
-
-
 def main() -> int:
     """Plays rounds and says what came of them; 1 if one failed."""
     parser = argparse.ArgumentParser(description="Kill runs, resume them, and compare.")
@@ -777,7 +763,7 @@ def main() -> int:
     began, rounds = time.monotonic(), []
     home = Path(tempfile.mkdtemp(prefix="chaos"))
     try:
-        project = shutil.copytree(given.project, home / "project") if given.project else baked(home)
+        project = shutil.copytree(given.project, home / "project") if given.project else bake(home, home)
         pool = ThreadPoolExecutor(given.jobs)
         with Lab(home, Path(project)) as lab, contextlib.ExitStack() as pool_ends:
             nursery()

@@ -7,12 +7,12 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import bakery
 import pytest
+from bakery import TEMPLATE
 from command import Commands
-from cookiecutter.main import cookiecutter
 from wandb_server import WandbServer
 
-TEMPLATE = Path(__file__).parents[1]
 SOURCES = TEMPLATE / "{{cookiecutter.project_slug}}"
 
 Bake = Callable[..., Path]
@@ -34,25 +34,14 @@ def typed(answers: dict[str, str]) -> dict[str, str]:
 @pytest.fixture(scope="session")
 def bake(tmp_path_factory: pytest.TempPathFactory) -> Bake:
     """Bakes a project with these answers, once for all tests of a worker: no test may change it."""
-    home = tmp_path_factory.mktemp("cookiecutter")
-    config = home / "config.yaml"
-    config.write_text(f"cookiecutters_dir: {home / 'templates'}\nreplay_dir: {home / 'replay'}\n")
+    settings = tmp_path_factory.mktemp("cookiecutter")
     baked: dict[frozenset[tuple[str, str]], Path] = {}
 
     def bake(output_dir: Path | None = None, accept_hooks: bool = True, **answers: str) -> Path:
         key = frozenset(answers.items())
         if output_dir is None and key in baked:
             return baked[key]
-        project = Path(
-            cookiecutter(
-                str(TEMPLATE),
-                no_input=True,
-                extra_context=typed(answers),
-                output_dir=str(output_dir or tmp_path_factory.mktemp("baked")),
-                config_file=str(config),
-                accept_hooks=accept_hooks,
-            )
-        )
+        project = bakery.bake(output_dir or tmp_path_factory.mktemp("baked"), settings, accept_hooks, **typed(answers))
         if output_dir is None:
             baked[key] = project
         return project
@@ -68,13 +57,8 @@ def project(bake: Bake) -> Path:
 
 @pytest.fixture
 def env(tmp_path: Path) -> dict[str, str]:
-    """The environment of a process that must not touch this machine's home, W&B account or other tests."""
-    dropped = ("WANDB_", "PYTEST_", "COVERAGE_", "MAKE", "MFLAGS", "RUNS_", "MASTER_", "TORCHELASTIC_", "SLURM_")
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(dropped)}
-    for name in ("HOME", "TMPDIR", "WANDB_CACHE_DIR", "WANDB_DATA_DIR", "WANDB_CONFIG_DIR"):
-        kept[name] = str(tmp_path / "e" / name.removeprefix("WANDB_")[:4])  # W&B names a socket in TMPDIR: short
-        Path(kept[name]).mkdir(parents=True)
-    return kept | {"WANDB_BASE_URL": "http://127.0.0.1:9"}  # nothing listens there: nothing is sent, even by mistake
+    """The environment of a process of its own, with its folders in this test's."""
+    return bakery.environment(tmp_path / "e")
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """However a run ends, its last checkpoint is on disk, W&B and the exit code say the truth, and no process is left."""
 
 import csv
-import os
 import re
 import resource
 import shlex
@@ -16,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from bakery import environment
 from command import Commands, Outcome
 from conftest import Bake
 from lightning.pytorch import Callback, LightningDataModule
@@ -84,14 +84,11 @@ def ended(bake: Bake, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict
     """One run for each case, as processes of their own that send to a server, two at a time."""
     base = tmp_path_factory.mktemp("e")
     project = bake(base)
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("WANDB_", "PYTEST_", "SLURM_"))}
 
     def end(case: str) -> Ended:
         home = base / case
-        env = kept | server.env() | {"RUNS_ROOT": str(home / "runs"), "PYTHONPATH": str(Path(__file__).parent)}
-        for name in ("HOME", "TMPDIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR"):
-            env[name] = str(home / name.removeprefix("WANDB_")[:4])
-            Path(env[name]).mkdir(parents=True)
+        env = environment(home) | server.env()
+        env |= {"RUNS_ROOT": str(home / "runs"), "PYTHONPATH": str(Path(__file__).parent)}
         env |= {"WANDB_RUN_ID": f"run-{case}", "OMP_NUM_THREADS": "1"}
         if case == "requeue":
             env |= {f"SLURM_{name}": value for name, value in SLURM.items()}

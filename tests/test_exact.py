@@ -1,12 +1,12 @@
 """The same numbers on any number of ranks, for data of any size, and for one batch however many ranks share it."""
 
 import csv
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from bakery import environment
 from conftest import Bake
 from test_launchers import TORCHRUN
 
@@ -75,9 +75,7 @@ def runs(bake: Bake, tmp_path_factory: pytest.TempPathFactory) -> Path:
     project = bake(home)
     (project / "small.py").write_text(SMALL)
     (project / "commands.py").write_text(COMMANDS)
-    names = ("MASTER_", "TORCHELASTIC_", "RUNS_", "WORLD_SIZE", "RANK", "LOCAL_", "WANDB_", "PYTEST_")
-    env = {name: value for name, value in os.environ.items() if not name.startswith(names)}
-    env |= {"OMP_NUM_THREADS": "1", "HOME": str(home), "TMPDIR": str(home), "RUNS_ROOT": str(home / "runs")}
+    env = environment(home) | {"OMP_NUM_THREADS": "1", "RUNS_ROOT": str(home / "runs")}
 
     def carry_out(ranks: int, lines: list[str]) -> None:
         (project / f"{ranks}.txt").write_text("\n".join(lines))

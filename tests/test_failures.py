@@ -47,8 +47,6 @@ def job(bake: Bake, env: dict[str, str], tmp_path: Path) -> Job:
 
 def jobs(project: Path, env: dict[str, str], runs: Path) -> Job:
     """What runs two ranks of a project until they end."""
-    names = ("MASTER_", "TORCHELASTIC_", "RUNS_", "WORLD_SIZE", "RANK", "LOCAL_")
-    env = {name: value for name, value in env.items() if not name.startswith(names)}
     env |= {"OMP_NUM_THREADS": "1", "RUNS_ROOT": str(runs), "PYTHONPATH": str(Path(__file__).parent)}
 
     def job(

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import SOURCES, TEMPLATE, Bake, Run, tracked, typed
+from bakery import TEMPLATE
+from conftest import SOURCES, Bake, Run, tracked, typed
 from cookiecutter.exceptions import FailedHookException
 from cookiecutter.generate import generate_context
 from cookiecutter.prompt import prompt_for_config

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import Run
-from hosts import Hosts
+from hosts import RENDEZVOUS, Hosts
 from test_endings import ACT
 from test_launchers import TELL, TORCHRUN
 from wandb_record import records
@@ -42,8 +42,6 @@ def runs(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def env(env: dict[str, str], runs: Path) -> dict[str, str]:
-    names = ("MASTER_", "TORCHELASTIC_", "RUNS_", "WORLD_SIZE", "RANK", "LOCAL_")
-    env = {name: value for name, value in env.items() if not name.startswith(names)}
     return env | {"OMP_NUM_THREADS": "1", "RUNS_ROOT": str(runs), "PYTHONPATH": str(Path(__file__).parent)}
 
 
@@ -135,11 +133,17 @@ def test_a_host_that_is_cut_off_ends_the_job_which_goes_on_when_it_is_back(
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_torchrun_starts_the_ranks_of_two_hosts_again_where_they_were(
-    launch: Launch, runs: Path, tmp_path: Path, rank: int
+    launch: Launch, runs: Path, project: Path, tmp_path: Path, rank: int
 ) -> None:
+    """By the command of the README, on hosts of one device."""
+    (line,) = re.findall("^torchrun (--nnodes 2 .*)$", (project / "README.md").read_text(), re.MULTILINE)
+    for told, meant in {"HOST:29500": RENDEZVOUS, "-node 8": "-node 1", "devices 8": "devices 1"}.items():
+        assert told in line
+        line = line.replace(told, meant)
+    line += " --trainer.accelerator cpu --callbacks.early_stopping null --trainer.log_every_n_steps 1"
     often = "--callbacks.backup.every_n_train_steps 1 --trainer.max_epochs 2"
     kill = f"{ACT}SIGKILL --trainer.callbacks.rank {rank} --trainer.callbacks.step 8"
-    codes = ended(launch(f"--max-restarts=1 {FIT}{TWO} {often}{kill}"))
+    codes = ended(launch(f"{line} {often}{kill}"))
     screen = screens(tmp_path)
     assert codes == [0, 0], screen
     (folder,) = runs.iterdir()

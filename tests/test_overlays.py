@@ -1,7 +1,6 @@
 """Overlays do what they say: as far as a CPU can go, and one line where it cannot."""
 
 import csv
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from command import Commands
-from conftest import Bake
+from conftest import Bake, Run
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import SingleDeviceStrategy
 
@@ -104,42 +103,27 @@ def test_a_run_whose_strategy_restores_late_keeps_its_rows_and_its_learning_rate
 
 @pytest.mark.slow
 def test_a_sharded_model_leaves_checkpoints_like_any_other_and_goes_on_from_them(
-    bake: Bake, env: dict[str, str], tmp_path: Path
+    bake: Bake, run: Run, tmp_path: Path
 ) -> None:
     """Two ranks, sharded, equal two ranks of DDP, also when they go on, and are tested on one device."""
     project = bake(tmp_path)
     (project / "sharded.py").write_text(SHARDED)
 
-    def run(words: str, run_id: str = "") -> Path:
-        command = [sys.executable, "main.py", *words.split()]
-        told = env | {"OMP_NUM_THREADS": "1", "RUNS_ROOT": str(tmp_path / "runs")}
-        told |= {"WANDB_RUN_ID": run_id} if run_id else {}
-        done = subprocess.run(
-            command,
-            cwd=project,
-            env=told,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=120,
-        )
-        assert done.returncode == 0, done.stdout
-        return max((tmp_path / "runs").iterdir(), key=lambda folder: folder.stat().st_mtime)
+    def ran(name: str, words: str) -> Path:
+        given = {"OMP_NUM_THREADS": "1", "RUNS_ROOT": str(tmp_path / "runs"), "WANDB_RUN_ID": name}
+        run(sys.executable, "main.py", *words.split(), cwd=project, **given)
+        return tmp_path / "runs" / name
 
     momentum = "--model.optimizer SGD --model.optimizer.momentum 0.9 --model.lr 0.1"
     two = f"fit --config configs/digits.yaml {BRIEF} {momentum} --trainer.accelerator cpu --trainer.devices 2"
     wrapped = "--trainer.strategy.auto_wrap_policy [torch.nn.Conv2d,torch.nn.Linear]"
-    ddp = run(f"{two} --trainer.max_epochs 2", "r-ddp")
-    run(f"{two} --trainer.strategy sharded.OnCpu {wrapped} --trainer.max_epochs 1", "r-fsdp")
-    fsdp = run("fit --resume r-fsdp --trainer.max_epochs 2")
-    assert fsdp.name == "r-fsdp"
+    ddp = ran("r-ddp", f"{two} --trainer.max_epochs 2")
+    ran("r-fsdp", f"{two} --trainer.strategy sharded.OnCpu {wrapped} --trainer.max_epochs 1")
+    fsdp = ran("r-fsdp", "fit --resume r-fsdp --trainer.max_epochs 2")
     assert rows(fsdp) == rows(ddp)
     ours, theirs = (torch.load(one / "checkpoints" / "last.ckpt", weights_only=True) for one in (fsdp, ddp))
     for name, value in theirs["state_dict"].items():
         assert torch.equal(ours["state_dict"][name], value), name
-    tested = [
-        rows(run(f"test --ckpt_path {name} --trainer.devices 1 --trainer.strategy auto"))
-        for name in ("r-fsdp", "r-ddp")
-    ]
+    one = "--trainer.devices 1 --trainer.strategy auto"
+    tested = [rows(ran(f"t-{name}", f"test --ckpt_path {name} {one}")) for name in ("r-fsdp", "r-ddp")]
     assert tested[0] == tested[1]

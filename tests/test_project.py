@@ -5,7 +5,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import TEMPLATE, Bake, Run
+from bakery import TEMPLATE
+from conftest import Bake, Run
 
 RUFF_CHECK = (sys.executable, "-m", "ruff", "check", ".")
 RUFF_FORMAT = (sys.executable, "-m", "ruff", "format", "--check", ".")

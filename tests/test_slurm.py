@@ -84,8 +84,6 @@ class Cluster:
 def cluster(bake: Bake, env: dict[str, str], tmp_path: Path) -> Iterator[Cluster]:
     if reason := missing():
         pytest.skip(reason)
-    dropped = ("SLURM_", "SRUN_", "SBATCH_", "MASTER_", "TORCHELASTIC_", "RUNS_", "RANK", "LOCAL_", "WORLD_SIZE")
-    env = {name: value for name, value in env.items() if not name.startswith(dropped)}
     env |= {"OMP_NUM_THREADS": "1", "PATH": f"{Path(sys.executable).parent}:{env['PATH']}"}
     project = bake(tmp_path / "p", slurm="yes")
     (project / "hold.py").write_text(HOLD)

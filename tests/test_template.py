@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import TEMPLATE, Run, tracked
+from bakery import TEMPLATE
+from conftest import Run, tracked
 
 QUESTIONS = json.loads((TEMPLATE / "cookiecutter.json").read_text(encoding="utf-8"))
 README = (TEMPLATE / "README.md").read_text(encoding="utf-8")

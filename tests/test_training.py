@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
+from bakery import FOREIGN
 from conftest import Bake
 from wandb_record import Recorded, recorded
 
@@ -36,7 +37,7 @@ test     python .*main.py'? test --ckpt_path \S+
 def person(tmp_path_factory: pytest.TempPathFactory) -> Person:
     """Types a command, in a home of its own, and reads the screen."""
     home = tmp_path_factory.mktemp("home")
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("WANDB_", "PYTEST_", "RUNS_"))}
+    kept = {name: value for name, value in os.environ.items() if not FOREIGN.match(name)}
     environment = kept | {"HOME": str(home), "WANDB_BASE_URL": "http://127.0.0.1:9"}
 
     def types(*words: str | Path, cwd: Path) -> str:

@@ -1,7 +1,6 @@
 """The record in W&B: what its server received from a project's own commands, and what is read back from it."""
 
 import json
-import os
 import re
 import shlex
 import shutil
@@ -16,8 +15,9 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from bakery import TEMPLATE, environment
 from command import Commands
-from conftest import TEMPLATE, Bake
+from conftest import Bake
 from lightning.pytorch import Callback, LightningModule, Trainer
 from wandb_server import Artifact, WandbServer
 from wandb_server import Run as Sent
@@ -99,13 +99,8 @@ class Machine:
 def machine(bake: Bake, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
     home = tmp_path_factory.mktemp("w")
     project = bake(home, package_name="odd_duck", project_slug="Odd.Duck")
-    dropped = ("WANDB_", "PYTEST_", "COVERAGE_", "RUNS_ROOT")
-    env = {name: value for name, value in os.environ.items() if not name.startswith(dropped)}
-    for name in ("HOME", "TMPDIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR"):
-        env[name] = str(home / name.removeprefix("WANDB_")[:4])
-        Path(env[name]).mkdir()
     with WandbServer() as server:
-        machine = Machine(project, env | server.env(), server)
+        machine = Machine(project, environment(home) | server.env(), server)
         machine.git("init", "--quiet")
         machine.git("add", "--all")
         machine.git("commit", "--quiet", "--message", "first")

@@ -11,6 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
+from bakery import FOREIGN
 from wandb_server import WandbServer, draws
 
 TRAINING = """
@@ -217,7 +218,7 @@ class Client:
 
     def __init__(self, place: Path, server: WandbServer, temporary: str) -> None:
         self.place, self.server = place, server
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "WANDB_"))}
+        kept = {name: value for name, value in os.environ.items() if not FOREIGN.match(name)}
         for name in ("HOME", "WANDB_CACHE_DIR", "WANDB_DATA_DIR", "WANDB_CONFIG_DIR"):
             kept[name] = str(place / name)
             Path(kept[name]).mkdir(exist_ok=True)

@@ -1,0 +1,42 @@
+"""Bakes the template, and sets the environment in which a process of what was baked touches nothing else.
+
+For the fixtures of all tests, for `chaos.py` and for the scripts in benchmarks/.
+"""
+
+import os
+import re
+from pathlib import Path
+
+from cookiecutter.main import cookiecutter
+
+TEMPLATE = Path(__file__).parents[1]
+# What would reach a process from its surroundings: accounts, other tests, make, and jobs that this one may be part of.
+FOREIGN = re.compile(
+    "WANDB_|PYTEST_|COVERAGE_|MAKE|MFLAGS|RUNS_|MASTER_|TORCHELASTIC_|WORLD_SIZE|RANK|LOCAL_|GROUP_|ROLE_"
+    "|SLURM_|SRUN_|SBATCH_"
+)
+FOLDERS = ("HOME", "TMPDIR", "WANDB_CACHE_DIR", "WANDB_DATA_DIR", "WANDB_CONFIG_DIR")
+
+
+def bake(output_dir: Path, settings: Path, accept_hooks: bool = True, **answers: str) -> Path:
+    """Bakes into a folder with these answers; cookiecutter keeps what it wants to keep in the folder `settings`."""
+    config = settings / "config.yaml"
+    config.write_text(f"cookiecutters_dir: {settings / 'templates'}\nreplay_dir: {settings / 'replay'}\n")
+    project = cookiecutter(
+        str(TEMPLATE),
+        no_input=True,
+        extra_context=answers,
+        output_dir=str(output_dir),
+        config_file=str(config),
+        accept_hooks=accept_hooks,
+    )
+    return Path(project)
+
+
+def environment(home: Path) -> dict[str, str]:
+    """The environment of a process that must not touch this machine's home, W&B account, jobs or other tests."""
+    kept = {name: value for name, value in os.environ.items() if not FOREIGN.match(name)}
+    for name in FOLDERS:
+        kept[name] = str(home / name.removeprefix("WANDB_")[:4])  # W&B names a socket in TMPDIR: short
+        Path(kept[name]).mkdir(parents=True, exist_ok=True)
+    return kept | {"WANDB_BASE_URL": "http://127.0.0.1:9"}  # nothing listens there: nothing is sent, even by mistake
