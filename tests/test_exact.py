@@ -11,6 +11,7 @@ from conftest import Bake
 from test_launchers import TORCHRUN
 
 SIZES = (1, 2, 3, 5, 37)
+VERBS = ("validate", "test", "predict")
 # What a team writes: no word of ranks. BatchNorm has buffers, which DDP sends around; a float is logged as users do.
 SMALL = """
 import torch
@@ -63,8 +64,8 @@ FIT = (
 )
 
 
-def values(run: Path) -> list[dict[str, float]]:
-    with (run / "metrics.csv").open() as stream:
+def values(run: Path, table: str = "metrics.csv") -> list[dict[str, float]]:
+    with (run / table).open() as stream:
         return [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(stream)]
 
 
@@ -102,7 +103,7 @@ def runs(bake: Bake, tmp_path_factory: pytest.TempPathFactory) -> Path:
         again = [
             f"{ranks}ranks-{size}-{verb} {verb} --ckpt_path {ranks}ranks-{size}:last"
             for size in SIZES
-            for verb in ("validate", "test")
+            for verb in VERBS
         ]
         shared = f"{ranks}ranks-shared " + FIT.format(model="Plain", size=37, parts=1, batch=12 // ranks)
         shared += "--model.dropout 0 --model.optimizer SGD"
@@ -111,7 +112,7 @@ def runs(bake: Bake, tmp_path_factory: pytest.TempPathFactory) -> Path:
         f"alone-{ranks}-{size}-{verb} {verb} --ckpt_path {ranks}ranks-{size}:last"
         for ranks in (2, 3)
         for size in SIZES
-        for verb in ("validate", "test")
+        for verb in VERBS
     ]
     shared = "1ranks-shared " + FIT.format(model="Plain", size=37, parts=1, batch=12)
     carry_out(1, [*alone, shared + "--model.dropout 0 --model.optimizer SGD"])
@@ -131,6 +132,17 @@ def assert_close(one: dict[str, float], other: dict[str, float], within: float =
 def test_evaluating_gives_what_one_rank_gives(runs: Path, ranks: int, size: int, verb: str) -> None:
     (alone,), (together,) = values(runs / f"alone-{ranks}-{size}-{verb}"), values(runs / f"{ranks}ranks-{size}-{verb}")
     assert_close(alone, together)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_predicting_gives_each_sample_once_and_in_order(runs: Path, ranks: int, size: int) -> None:
+    alone = values(runs / f"alone-{ranks}-{size}-predict", "predictions.csv")
+    together = values(runs / f"{ranks}ranks-{size}-predict", "predictions.csv")
+    assert [row["index"] for row in alone] == list(range(size))
+    for one, other in zip(alone, together, strict=True):
+        assert_close(one, other)
 
 
 @pytest.mark.slow

@@ -135,7 +135,8 @@ def test_the_configuration_is_whole_nested_and_there_once(trained: Trained, mach
     about = config.pop("run")
     assert config == saved
     assert set(saved) == {
-        *("seed_everything", "trainer", "model", "data", "callbacks", "test_after_fit", "weights_only")
+        *("seed_everything", "trainer", "model", "data", "callbacks", "test_after_fit", "weights_only"),
+        *("predictions", "predictions_table"),
     }
     assert about["command"].startswith("main.py fit --config configs/digits.yaml --trainer.max_epochs 3")
     assert about["commit"] == machine.git("rev-parse", "HEAD")

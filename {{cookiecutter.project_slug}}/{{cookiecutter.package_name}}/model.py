@@ -58,16 +58,23 @@ class Classifier(LightningModule):
         self.log("train/loss", loss, prog_bar=True)
         return loss
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        self._evaluate(batch, self.val_metrics)
+    def validation_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        return self._evaluate(batch, self.val_metrics)
 
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        self._evaluate(batch, self.test_metrics)
+    def test_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        return self._evaluate(batch, self.test_metrics)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Returns class probabilities (B, num_classes)."""
         images, _ = batch
         return self(images).softmax(dim=1)
+
+    def samples(self, batch: Batch, logits: Tensor) -> dict[str, Tensor]:
+        """Returns what `callbacks.samples` shows of a validation batch, by column."""
+        images, labels = batch
+        confidences, classes = logits.softmax(dim=1).max(dim=1)
+        losses = F.cross_entropy(logits, labels, reduction="none")
+        return {"image": images, "truth": labels, "prediction": classes, "confidence": confidences, "loss": losses}
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer = self.optimizer(self.parameters(), self.lr)
@@ -83,9 +90,10 @@ class Classifier(LightningModule):
             },
         }
 
-    def _evaluate(self, batch: Batch, metrics: MetricCollection) -> None:
+    def _evaluate(self, batch: Batch, metrics: MetricCollection) -> Tensor:
         images, labels = batch
         logits = self(images)
         loss = F.cross_entropy(logits, labels)
         metrics.update(preds=logits, target=labels, value=loss, weight=len(labels))
         self.log_dict(metrics, prog_bar=True)
+        return logits

@@ -110,6 +110,8 @@ class Callbacks:
     lr_monitor: LearningRateMonitor | None = None
     summaries: Summaries | None = None
     divergence: Divergence | None = None
+    samples: Callback | None = None
+    watch: Callback | None = None
 
 
 class NameCheck(Callback):

@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 from jsonargparse import Namespace
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, ProgressBar, TQDMProgressBar
+from lightning.pytorch.callbacks import BasePredictionWriter, Checkpoint, ModelCheckpoint, ProgressBar, TQDMProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
@@ -94,6 +94,9 @@ class CLI(LightningCLI):
         parser.add_argument("--init_from", type=str | None, help="Checkpoint whose weights `fit` begins with.")
         parser.add_argument("--resume", type=str | None, help="Run that `fit` goes on with.")
         parser.add_argument("--test_after_fit", type=bool, default=False, help="Test the best checkpoint after `fit`.")
+        table = "Table that `predict` writes, in the run's folder: .csv or .parquet; none if null."
+        parser.add_argument("--predictions", type=str | None, default="predictions.csv", help=table)
+        parser.add_argument("--predictions_table", type=bool, default=False, help="Whether W&B gets it as well.")
         parser.link_arguments("data.num_classes", "model.init_args.num_classes", apply_on="instantiate")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
@@ -158,6 +161,8 @@ class CLI(LightningCLI):
         self.record = Record(self.run, redacted(recipe), self.checkpoint)
         self.record.differs, self.record.command = differs, command(self.words)
         self.config[verb] = fill(self.config[verb], run=str(self.run.folder), verb=verb)
+        if verb == "predict":
+            self.config[verb].return_predictions = False  # nobody would take them, and they fill the memory
         self.config[verb].ckpt_path = None if self.way == "init_from" else self.checkpoint
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -171,6 +176,11 @@ class CLI(LightningCLI):
         settings, named = config.trainer, config.callbacks
         theirs = settings.callbacks if isinstance(settings.callbacks, list) else [*filter(None, [settings.callbacks])]
         ours = [NameCheck(named), *filter(None, vars(named).values())] if self.subcommand == "fit" else []
+        written = any(isinstance(callback, BasePredictionWriter) for callback in theirs)
+        if self.subcommand == "predict" and config.predictions and not written:
+            from .predictions import Predictions
+
+            ours = [Predictions(self.run.folder / config.predictions, config.predictions_table)]
         bookmark = Bookmark()
         callbacks = [self.record, *theirs, *ours, bookmark]  # theirs first: what they log can be monitored
         if settings.barebones:
@@ -186,7 +196,7 @@ class CLI(LightningCLI):
             callbacks = [callback for callback in callbacks if not isinstance(callback, Checkpoint)]
         # Without any, Lightning would add a ModelCheckpoint of its own.
         kwargs["enable_checkpointing"] = any(isinstance(callback, Checkpoint) for callback in callbacks)
-        shares = settings.use_distributed_sampler and bookmark in callbacks and self.subcommand != "predict"
+        shares = settings.use_distributed_sampler and bookmark in callbacks
         if shares:
             kwargs["use_distributed_sampler"] = False
         trainer = super().instantiate_trainer(callbacks=callbacks, **kwargs)

@@ -190,6 +190,7 @@ class Bookmark(Callback):
     def order(self, loader: Any, trainer: Trainer) -> Any:
         """Has a loader read in an order that can be taken up anywhere, each rank its share; returns the loader."""
         batches: Any = getattr(loader, "batch_sampler", None)
+        batches = getattr(batches, "_batch_sampler", batches)  # to predict, Lightning's own is around it
         plain = type(batches) is BatchSampler and not isinstance(loader.dataset, IterableDataset)
         if plain and isinstance(batches.sampler, Sized):
             batches.sampler = Order(batches, self, trainer, seeds=loader.num_workers > 0)
