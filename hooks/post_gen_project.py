@@ -9,11 +9,12 @@ from pathlib import Path
 
 PARTS = {  # the files that are there for an option alone; no folders, for a team's own files may lie in them
     "slurm": ["slurm/README.md", "slurm/train.sbatch"],
+    "fabric": ["train_fabric.py", "configs/fabric.yaml", "{package_name}/engine/fabric.py", "tests/test_fabric.py"],
 }
 
 
 def unwanted(answers: dict[str, object]) -> list[str]:
-    return [file for option, files in PARTS.items() if not answers[option] for file in files]
+    return [file.format(**answers) for option, files in PARTS.items() if not answers[option] for file in files]
 
 
 if __name__ == "__main__":

@@ -56,7 +56,8 @@ class Kinds(Digits):
         if self.kind == "none":
             return self._loader(Images(*self.test[:0]))
         if self.kind == "drawn":
-            return DataLoader(self.test, batch_size=64, sampler=WeightedRandomSampler([1.0] * 360, 400), collate_fn=tuple)
+            sampler = WeightedRandomSampler([1.0] * 360, 400)
+            return DataLoader(self.test, batch_size=64, sampler=sampler, collate_fn=tuple)
         return self._loader(self.test, shuffle=self.kind == "shuffled", drop_last=True)
 
 class Writer(BasePredictionWriter):

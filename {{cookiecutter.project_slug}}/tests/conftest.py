@@ -1,6 +1,6 @@
 """Every test has its own home and folder of runs; the example is trained once for all."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -24,9 +24,9 @@ def command(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Command]:
         for name in ("WANDB_API_KEY", "WANDB_RUN_ID", "WANDB_MODE", "NETRC"):
             environment.delenv(name, raising=False)
 
-        def run(*words: str) -> Path:
+        def run(*words: str, entry: Callable[[Sequence[str]], None] = main) -> Path:
             before = set(home.glob("RUNS_ROOT/*"))
-            main(words)
+            entry(words)
             if dist.is_initialized():  # by an overlay for several devices
                 dist.destroy_process_group()
             (made,) = set(home.glob("RUNS_ROOT/*")) - before or {home}

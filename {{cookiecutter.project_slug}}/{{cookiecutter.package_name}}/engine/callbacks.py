@@ -185,6 +185,12 @@ class Record(Callback):
 
             renew(trainer, self.begun, self.restored)
             self.restored = {}
+        if self.done:  # only now, for a run that cannot go on with this configuration keeps its own
+            self.write()
+
+    def write(self) -> None:
+        with replacing(self.run.folder / "config.yaml") as part:
+            part.write_text(yaml.safe_dump(self.config, sort_keys=False), encoding="utf-8")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.on_fit_start(trainer, pl_module)
@@ -196,19 +202,18 @@ class Record(Callback):
         return {"begun": self.begun, "config": self.config}
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        from .references import adapt
+        if trainer.state.fn == "fit":
+            from .references import adapt
 
-        self.restored, self.restored_step = checkpoint, checkpoint["global_step"]
-        self.rows_end = adapt(trainer, self.run, self.checkpoint, checkpoint)
+            self.restored, self.restored_step = checkpoint, checkpoint["global_step"]
+            self.rows_end = adapt(trainer, self.run, self.checkpoint, checkpoint)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if self.done or trainer.fast_dev_run or not trainer.is_global_zero:  # type: ignore[attr-defined]
             return
         self.done = True
-        file = self.run.folder / "config.yaml"
-        if stage == "fit" or not file.exists():  # evaluating may join a run, but never changes its configuration
-            with replacing(file) as part:
-                part.write_text(yaml.safe_dump(self.config, sort_keys=False), encoding="utf-8")
+        if stage != "fit" and not (self.run.folder / "config.yaml").exists():  # evaluating may join a run
+            self.write()
         weights = sum(weight.numel() for weight in pl_module.parameters())
         devices = type(trainer.accelerator).__name__.removesuffix("Accelerator")
         if trainer.world_size > 1:

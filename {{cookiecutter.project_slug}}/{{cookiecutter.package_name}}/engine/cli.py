@@ -8,7 +8,7 @@ import os
 import sys
 import warnings
 from argparse import ArgumentError, ArgumentParser
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ ORIGINS = "--print_config=origins"
 WAYS_ON = ("ckpt_path", "init_from", "resume")
 
 
-def execute(words: Sequence[str]) -> None:
+def execute(words: Sequence[str], cli: Callable[[list[str], Endings], LightningCLI]) -> None:
     """Runs a command, ends its W&B run, and leaves environment and warnings as they were."""
     for room in ("data", "model"):  # so that their classes go by their names alone
         if importlib.util.find_spec(f"..{room}", __package__):
@@ -42,7 +42,7 @@ def execute(words: Sequence[str]) -> None:
     try:
         with warnings.catch_warnings(), LOCKS, Endings() as endings:
             silence()
-            CLI(list(words), endings)
+            cli(list(words), endings)
     except Exception as error:
         raised = error
     finally:
@@ -76,9 +76,12 @@ def silence() -> None:
 class CLI(LightningCLI):
     """Runs one verb with any LightningModule and LightningDataModule."""
 
-    def __init__(self, words: list[str], endings: Endings) -> None:
+    program = "main.py"
+    lowest = [str(PROJECT / "configs" / "defaults.yaml")]  # noqa: RUF012
+
+    def __init__(self, words: list[str], endings: Endings, **options: Any) -> None:
         self.endings = endings
-        super().__init__(args=words, save_config_callback=None, auto_configure_optimizers=False)
+        super().__init__(args=words, save_config_callback=None, auto_configure_optimizers=False, **options)
 
     def setup_parser(self, add_subcommands: bool, main_kwargs: dict[str, Any], *others: Any) -> None:
         epilog = "`sync [RUN ...]` sends to W&B what it does not have of runs; see `sync --help`."
@@ -87,17 +90,20 @@ class CLI(LightningCLI):
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         return super().init_parser(allow_abbrev=False, exit_on_error=False, **kwargs)
 
-    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+    def add_run_arguments(self, parser: LightningArgumentParser, callbacks: type) -> None:
         self.verb_parser = parser  # any verb's, for all have these options
-        parser.add_class_arguments(Callbacks, "callbacks")
+        parser.add_class_arguments(callbacks, "callbacks")
         parser.add_argument("--runs_root", type=str | None, help=f"Folder of all runs, {runs_root()} if null.")
         parser.add_argument("--init_from", type=str | None, help="Checkpoint whose weights `fit` begins with.")
         parser.add_argument("--resume", type=str | None, help="Run that `fit` goes on with.")
+        parser.link_arguments("data.num_classes", "model.init_args.num_classes", apply_on="instantiate")
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        self.add_run_arguments(parser, Callbacks)
         parser.add_argument("--test_after_fit", type=bool, default=False, help="Test the best checkpoint after `fit`.")
         table = "Table that `predict` writes, in the run's folder: .csv or .parquet; none if null."
         parser.add_argument("--predictions", type=str | None, default="predictions.csv", help=table)
         parser.add_argument("--predictions_table", type=bool, default=False, help="Whether W&B gets it as well.")
-        parser.link_arguments("data.num_classes", "model.init_args.num_classes", apply_on="instantiate")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parses, lowest first: defaults.yaml, the checkpoint's run, files in their order, flags wherever they stand.
@@ -115,7 +121,7 @@ class CLI(LightningCLI):
         self.checkpoint: str | None = None
         self.way = ""
         self.theirs: list[str] = []  # among the layers, what the checkpoint brought
-        self.layers, self.flags = [str(PROJECT / "configs" / "defaults.yaml")], rest
+        self.layers, self.flags = list(self.lowest), rest
         try:
             given, self.flags = known.parse_known_args(rest)
             self.root = given.runs_root.expanduser().absolute()
@@ -159,19 +165,23 @@ class CLI(LightningCLI):
 
             self.way, self.checkpoint = "resume", str(restarted(self.run))
         self.record = Record(self.run, redacted(recipe), self.checkpoint)
-        self.record.differs, self.record.command = differs, command(self.words)
+        self.record.differs, self.record.command = differs, command([self.program, *self.words])
         self.config[verb] = fill(self.config[verb], run=str(self.run.folder), verb=verb)
         if verb == "predict":
             self.config[verb].return_predictions = False  # nobody would take them, and they fill the memory
         self.config[verb].ckpt_path = None if self.way == "init_from" else self.checkpoint
 
-    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Adds our callbacks and metrics.csv to what is asked for, and drops what other settings rule out."""
+    def drop_linked(self) -> None:
+        """Leaves out of the configuration what the data determines, so that a run's own can be given again."""
         options = self.record.config["model"].get("init_args", {})
         if "num_classes" in options and hasattr(self.datamodule, "num_classes"):
             given, expected = options.pop("num_classes"), self.datamodule.num_classes
             if given not in (None, expected) and not self.theirs:
                 raise Mistake(f"model.num_classes: expected {expected}, which the data has, got {given}")
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Adds our callbacks and metrics.csv to what is asked for, and drops what other settings rule out."""
+        self.drop_linked()
         config = self.config_init[self.subcommand]
         settings, named = config.trainer, config.callbacks
         theirs = settings.callbacks if isinstance(settings.callbacks, list) else [*filter(None, [settings.callbacks])]
@@ -231,13 +241,13 @@ class CLI(LightningCLI):
         files = [*(c.best_model_path for c in saved), *(c.last_model_path for c in saved), ""]
         best = Path(next(filter(None, files), ""))
         ours = best.is_relative_to(self.run.folder)  # not the checkpoint of another run, with which this one began
-        if self.config_init[self.subcommand].test_after_fit:
+        if self.config_init[self.subcommand].get("test_after_fit"):
             trainer.test(self.model, datamodule=self.datamodule, ckpt_path=str(best) if ours else None)
         if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         if trainer.global_step == self.record.restored_step:
             print(f"done     nothing was left to train after step {trainer.global_step}")
-        if epoch := getattr(named.early_stopping, "stopped_epoch", 0):
+        if epoch := getattr(vars(named).get("early_stopping"), "stopped_epoch", 0):
             print(f"stopped  after epoch {epoch}: {named.early_stopping.monitor} no longer gets better")
         if values := getattr(named.summaries, "best", None):
             parts = [f"{name.removeprefix('best/')} {value:.4g}" for name, value in values.items()]

@@ -2,7 +2,6 @@
 
 import json
 import os
-import random
 import re
 import sys
 import warnings
@@ -11,13 +10,13 @@ from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 from zipfile import BadZipFile, ZipFile
 
-import numpy as np
 import torch
 from jsonargparse import ArgumentParser
 from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_only
 
+from .resume import restore_random
 from .run import Mistake, Run, find_run, runs_root, shown
 
 if TYPE_CHECKING:
@@ -153,6 +152,8 @@ def adapt(trainer: Trainer, run: Run, file: str | None, checkpoint: dict[str, An
 
     Returns the step from which on the run logs again.
     """
+    if "loops" not in checkpoint:
+        raise Mistake(f"{file}: expected a checkpoint that a Trainer can go on from, got another's; see --init_from")
     saved: Any
     for saved in trainer.checkpoint_callbacks:  # restores all but this, with which W&B would say what was reached
         saved.current_score = checkpoint["callbacks"].get(saved.state_key, {}).get("current_score")
@@ -224,12 +225,7 @@ def go_on(trainer: Trainer, pl_module: LightningModule, mark: "Bookmark") -> dic
     mine = move_data_to_device(mark.ranks[trainer.global_rank], pl_module.device)
     for name, module in pl_module.named_modules():
         vars(module).update(mine["states"].get(name, {}))
-    states = mark.ranks[trainer.global_rank]["random"]
-    random.setstate(states["python"])
-    np.random.set_state(states["numpy"])  # noqa: NPY002
-    torch.set_rng_state(states["torch"])
-    if "cuda" in states and torch.cuda.is_available():
-        torch.cuda.set_rng_state(states["cuda"])
+    restore_random(mark.ranks[trainer.global_rank]["random"])
     return mine["means"]
 
 

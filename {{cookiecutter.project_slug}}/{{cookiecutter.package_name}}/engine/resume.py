@@ -193,8 +193,11 @@ class Bookmark(Callback):
         batches = getattr(batches, "_batch_sampler", batches)  # to predict, Lightning's own is around it
         plain = type(batches) is BatchSampler and not isinstance(loader.dataset, IterableDataset)
         if plain and isinstance(batches.sampler, Sized):
-            batches.sampler = Order(batches, self, trainer, seeds=loader.num_workers > 0)
-            loader.generator = loader.generator or torch.Generator()  # a loader would draw from that of all
+            loop: Any = trainer.fit_loop
+            epoch = loop.epoch_progress.current.processed
+            start = self.batch if trainer.training and epoch == self.epoch else 0
+            rank = (trainer.global_rank, trainer.world_size)
+            batches.sampler = Order(batches, loader, self.seed, rank, trainer.training, epoch, start)
         elif trainer.training:
             rank_zero_only(print)(
                 "data     an IterableDataset or batches of your own: going on is not exact to the bit"
@@ -209,17 +212,24 @@ class Order(Sampler[int]):
     rank that gets none is lent one, for it has to take part: `Ranks` sees to it that this one does not count.
     """
 
-    def __init__(self, batches: BatchSampler, mark: Bookmark, trainer: Trainer, seeds: bool) -> None:
+    def __init__(
+        self,
+        batches: BatchSampler,
+        loader: Any,
+        seed: int,
+        rank: tuple[int, int],
+        training: bool,
+        epoch: int = 0,
+        start: int = 0,
+    ) -> None:
         sampler: Any = batches.sampler
         self.sampler: Any = sampler.sampler if isinstance(sampler, Order) else sampler
-        self.batch_size, self.seed, self.seeds = batches.batch_size, mark.seed, seeds
+        self.batch_size, self.seed, self.seeds = batches.batch_size, seed, loader.num_workers > 0
         shares = not isinstance(self.sampler, DistributedSampler)  # which takes the rank's share by itself
-        self.rank, self.ranks = (trainer.global_rank, trainer.world_size) if shares else (0, 1)
-        loop: Any = trainer.fit_loop
-        self.epoch = loop.epoch_progress.current.processed
-        self.training = trainer.training
-        self.lent = not self.training and self.rank >= len(self.sampler) > 0
-        self.start = mark.batch if self.training and self.epoch == mark.epoch else 0
+        self.rank, self.ranks = rank if shares else (0, 1)
+        self.training, self.epoch, self.start = training, epoch, start
+        self.lent = not training and self.rank >= len(self.sampler) > 0
+        loader.generator = loader.generator or torch.Generator()  # a loader would draw from that of all
 
     def set_epoch(self, epoch: int) -> None:
         """Called by Lightning before each epoch."""
@@ -279,6 +289,15 @@ def sow(*words: int) -> int:
     np.random.seed(seed)  # noqa: NPY002
     torch.manual_seed(seed)
     return seed
+
+
+def restore_random(states: dict[str, Any]) -> None:
+    """Sets the states that `random_states` gave."""
+    random.setstate(states["python"])
+    np.random.set_state(states["numpy"])  # noqa: NPY002
+    torch.set_rng_state(states["torch"])
+    if "cuda" in states and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states["cuda"])
 
 
 def random_states() -> dict[str, Any]:

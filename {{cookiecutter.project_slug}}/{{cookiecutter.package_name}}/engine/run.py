@@ -40,7 +40,7 @@ def main(args: Sequence[str] | None = None) -> None:
     """
     words = list(sys.argv[1:] if args is None else args)
     verb, verbs = words[0] if words else "nothing", (*VERBS, "sync")
-    try:
+    with reported():
         if verb == "sync":
             from .sync import sync
 
@@ -48,9 +48,16 @@ def main(args: Sequence[str] | None = None) -> None:
         if verb not in (*VERBS, "-h", "--help"):
             got = f"{verb}, which comes after it" if verb.startswith("-") else f"{verb}{nearest(verb, verbs)}"
             raise Mistake(f"expected a verb ({', '.join(verbs)}), got {got}")
-        from .cli import execute  # not before: it imports Lightning, which takes seconds
+        from .cli import CLI, execute  # not before: it imports Lightning, which takes seconds
 
-        execute(words)
+        execute(words, CLI)
+
+
+@contextmanager
+def reported() -> Iterator[None]:
+    """Says a mistake in one line."""
+    try:
+        yield
     except Mistake as mistake:
         print(f"error: {mistake}", file=sys.stderr)
         raise
@@ -188,7 +195,7 @@ def command(words: Sequence[str]) -> str:
     parts = [part for word in words for part in (word.split("=", 1) if word.startswith("--") else [word])]
     return shlex.join(
         "{...}" if part.startswith("{") else redacted(part, before.rpartition(".")[2])
-        for before, part in zip(["", "main.py", *parts], ["main.py", *parts], strict=False)
+        for before, part in zip(["", *parts], parts, strict=False)
     )
 
 
