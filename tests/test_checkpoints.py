@@ -238,11 +238,12 @@ def test_new_options_of_the_optimizer_act_as_in_a_fresh_run_and_its_moments_stay
 def test_what_a_run_cannot_go_on_with_is_one_line(before: str, after: str, said: str, command: Commands) -> None:
     run = command(f"fit --config @digits --trainer.max_epochs 2{SHORT} {before}").run
     assert run is not None
-    content = (run / "checkpoints" / "last.ckpt").read_bytes()
+    files = [run / name for name in ("checkpoints/last.ckpt", "config.yaml", "metrics.csv")]
+    before_it = [file.read_bytes() for file in files]
     outcome = command(f"fit --resume {run.name} --trainer.max_epochs 3 {after}")
     assert (outcome.code, outcome.error) == (2, None)
     assert re.fullmatch(rf"error: .*{said}.*\n", outcome.err), outcome.err
-    assert (run / "checkpoints" / "last.ckpt").read_bytes() == content
+    assert [file.read_bytes() for file in files] == before_it
 
 
 def test_a_new_patience_takes_effect(half: Path, command: Commands) -> None:

@@ -168,6 +168,18 @@ def test_a_run_that_is_ended_goes_on_bit_by_bit(place: Place, ranks: int, number
     assert texts[0] == texts[1]
 
 
+@pytest.mark.slow
+def test_the_commands_of_the_readme_work(place: Place) -> None:
+    text = (place.project / "README.md").read_text().partition("## A loop of your own")[2].partition("\n## ")[0]
+    lines = text.partition("```bash\n")[2].partition("```")[0].splitlines()
+    assert len(lines) == 4
+    for number, line in enumerate(lines):
+        run = {2: "readme-0"}.get(number, f"readme-{number}")
+        words = line.removeprefix("python ").replace("RUN", "readme-0")
+        short = " --trainer.max_epochs 1" if number < 2 else ""
+        assert f"runs/{run}" in place(run, words + short)
+
+
 @pytest.fixture(scope="module", params=[1, pytest.param(2, marks=pytest.mark.slow)])
 def sent(request: pytest.FixtureRequest, place: Place) -> Iterator[tuple[WandbServer, str, Place]]:
     """A run that is sent as it trains, and goes on once."""

@@ -23,8 +23,10 @@ def test_there_is_no_command_of_a_kind_that_no_test_runs() -> None:
     test_wandb = "python main.py test --config configs/digits.yaml --ckpt_path wandb:ENTITY/PROJECT/model-RUN:best"
     syncs = ["python main.py sync", "python main.py sync RUN"]
     several = [line for line in kinds if line.startswith("torchrun --nnodes 2 ")]
-    # In test_wandb.py, test_sync.py and test_hosts.py.
-    assert kinds == ["python main.py test --ckpt_path RUN", test_wandb, *syncs, *several]
+    loops = [line for line in kinds if line.startswith("python train_fabric.py")]
+    # In test_wandb.py, test_sync.py, test_hosts.py and test_fabric.py.
+    tested = "python main.py test --ckpt_path RUN"
+    assert kinds == [tested, test_wandb, *syncs, *several, *loops, *[tested] * bool(loops)]
     assert len(TRAINING) > 5
     assert len(FLAGS) > 5
 
@@ -77,7 +79,8 @@ def test_the_tree_of_a_run_is_true(command: Commands) -> None:
 
 
 def test_every_file_that_the_text_names_exists(command: Commands) -> None:
-    for name in set(re.findall(r"`((?:configs/)?\w+\.(?:yaml|py))`", README)):
+    default = re.sub(r"{% if .*?{% endif %}", "", README, flags=re.DOTALL)
+    for name in set(re.findall(r"`((?:configs/)?\w+\.(?:yaml|py))`", default)):
         folders = (".", "configs", "odd_duck")
         assert any((command.project / folder / name).exists() for folder in folders) or name == "config.yaml", name
 

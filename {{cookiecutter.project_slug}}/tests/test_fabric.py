@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 from conftest import CONFIGS, DIGITS, Command
-from train_fabric import Training
 
 from {{ cookiecutter.package_name }}.engine.fabric import main
+
+from train_fabric import Training
 
 loop = partial(main, Training)
 FABRIC = ["--config", str(CONFIGS / "fabric.yaml"), "--trainer.logger", "false", "--trainer.max_epochs"]

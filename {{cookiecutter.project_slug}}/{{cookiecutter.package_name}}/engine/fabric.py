@@ -24,7 +24,8 @@ from torch.utils.data import DataLoader
 from .callbacks import Divergence, EpochLines, MetricsFile, Record, Summaries
 from .cli import CLI, execute
 from .endings import Endings
-from .resume import Order, random_states, restore_random
+from .references import restore_random
+from .resume import Order, random_states
 from .run import Mistake, nearest, redacted, replacing, reported, shown
 from .wandb import Wandb
 

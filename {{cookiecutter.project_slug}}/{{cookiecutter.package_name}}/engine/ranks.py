@@ -120,3 +120,18 @@ class Ranks(Callback):
         self.kept = None
 
     on_test_batch_start, on_test_batch_end = on_validation_batch_start, on_validation_batch_end
+
+
+class Nothing:
+    """Stands for the W&B run on the ranks that have none: takes every call, attribute and key."""
+
+    def __getattr__(self, name: str) -> "Nothing":
+        return self
+
+    def __call__(self, *_: Any, **__: Any) -> "Nothing":
+        return self
+
+    __getitem__ = __setitem__ = __call__
+
+
+NOTHING: Any = Nothing()

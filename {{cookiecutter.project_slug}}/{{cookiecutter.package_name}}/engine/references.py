@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import re
 import sys
 import warnings
@@ -10,13 +11,13 @@ from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 from zipfile import BadZipFile, ZipFile
 
+import numpy as np
 import torch
 from jsonargparse import ArgumentParser
 from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_only
 
-from .resume import restore_random
 from .run import Mistake, Run, find_run, runs_root, shown
 
 if TYPE_CHECKING:
@@ -227,6 +228,15 @@ def go_on(trainer: Trainer, pl_module: LightningModule, mark: "Bookmark") -> dic
         vars(module).update(mine["states"].get(name, {}))
     restore_random(mark.ranks[trainer.global_rank]["random"])
     return mine["means"]
+
+
+def restore_random(states: dict[str, Any]) -> None:
+    """Sets the states that `random_states` gave."""
+    random.setstate(states["python"])
+    np.random.set_state(states["numpy"])  # noqa: NPY002
+    torch.set_rng_state(states["torch"])
+    if "cuda" in states and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states["cuda"])
 
 
 def load(reference: str) -> LightningModule:

@@ -291,15 +291,6 @@ def sow(*words: int) -> int:
     return seed
 
 
-def restore_random(states: dict[str, Any]) -> None:
-    """Sets the states that `random_states` gave."""
-    random.setstate(states["python"])
-    np.random.set_state(states["numpy"])  # noqa: NPY002
-    torch.set_rng_state(states["torch"])
-    if "cuda" in states and torch.cuda.is_available():
-        torch.cuda.set_rng_state(states["cuda"])
-
-
 def random_states() -> dict[str, Any]:
     """The states of this process's random number generators, in types that a checkpoint may hold."""
     kind, keys, *rest = tuple(np.random.get_state())  # noqa: NPY002

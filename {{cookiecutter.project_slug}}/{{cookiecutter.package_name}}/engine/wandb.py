@@ -23,21 +23,6 @@ PREEMPTED = 138  # exit code of a run that SIGUSR1 has ended
 UPLOADS: "list[Uploads]" = []  # of this process's run, if it has any
 
 
-class Nothing:
-    """Stands for the W&B run on the ranks that have none: takes every call, attribute and key."""
-
-    def __getattr__(self, name: str) -> "Nothing":
-        return self
-
-    def __call__(self, *_: Any, **__: Any) -> "Nothing":
-        return self
-
-    __getitem__ = __setitem__ = __call__
-
-
-NOTHING: Any = Nothing()
-
-
 class Wandb(WandbLogger):
     """Lightning's WandbLogger with typed options, which never asks for a key: without one the run is offline.
 
@@ -86,6 +71,8 @@ class Wandb(WandbLogger):
         import wandb
 
         if rank_zero_only.rank:  # type: ignore[attr-defined]
+            from .ranks import NOTHING
+
             wandb.log = NOTHING  # so that a model may call it on all ranks
             return NOTHING
         if self._experiment is None:
