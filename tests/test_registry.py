@@ -1,5 +1,6 @@
 """The best checkpoint of a run that ends well is linked to W&B's Registry, by the run itself or later by `sync`."""
 
+import os
 import re
 import signal
 import subprocess
@@ -109,23 +110,21 @@ def test_where_wandb_is_away_at_the_end_sync_links(online: WandbServer, command:
 
 
 @pytest.mark.parametrize(("how", "code"), [("error", 1), ("signal", 130)])
-def test_a_run_that_fails_or_is_stopped_links_nothing_not_even_by_sync(
+def test_a_run_that_fails_or_is_stopped_links_nothing_even_if_its_start_before_was_to_be_linked(
     how: str, code: int, online: WandbServer, command: Commands
 ) -> None:
-    epochs = iter(range(2))
-
     def fail() -> None:
-        if next(epochs) == 1 and how == "signal":
-            signal.raise_signal(signal.SIGINT)
-        elif how == "error":
-            raise ValueError("at the end")
+        if how == "error":
+            raise ValueError("in the training")
+        signal.raise_signal(signal.SIGINT)
 
-    hook = "on_train_epoch_start" if how == "signal" else "on_train_end"
-    outcome = command(LINKED + event(f"failing_by_{how}", fail, hook))
+    _, run = trained(command, f"{LINKED} --trainer.logger.offline true")
+    assert (run / WISH).exists()
+    failing = event(f"failing_by_{how}", fail, "on_train_epoch_start")
+    outcome = command(f"fit --resume {run.name} --trainer.max_epochs 3 --trainer.logger.offline false{failing}")
     assert outcome.code == code, outcome
-    assert outcome.run is not None
-    synced(command, outcome.run)
-    assert "best" in {alias for one in online.collections[f"model-{outcome.run.name}"].members for alias in one.aliases}
+    synced(command, run)
+    assert "best" in {alias for one in online.collections[f"model-{run.name}"].members for alias in one.aliases}
     assert online.count("LinkArtifact") == 0
 
 
@@ -159,17 +158,35 @@ def test_a_target_of_another_form_is_one_line_before_the_training(command: Comma
 
 @pytest.mark.slow
 def test_two_ranks_link_once(online: WandbServer, command: Commands) -> None:
-    words = LINKED.replace("@digits", "configs/digits.yaml").split()
-    more = ["--trainer.accelerator", "cpu", "--trainer.devices", "2"]
-    done = subprocess.run(
-        [sys.executable, "main.py", *words, *more],
-        cwd=command.project,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=180,
-    )
-    assert done.returncode == 0, done
-    (sent,) = online.runs.values()
-    assert linked(online) == best(online, command.runs / sent.id)
-    assert online.count("LinkArtifact") == 1
+    words = f"{LINKED.replace('@digits', 'configs/digits.yaml')} --trainer.accelerator cpu --trainer.devices 2".split()
+    for more in ([], ["--trainer.max_epochs", "3"]):
+        done = subprocess.run(
+            [sys.executable, "main.py", *words, *more],
+            cwd=command.project,
+            env=os.environ | {"WANDB_RUN_ID": "two-ranks", "WANDB_SWEEP_ID": "restarts"},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=180,
+        )
+        assert (done.returncode, done.stdout.count("warning")) == (0, 0), done
+        assert linked(online)[-1:] == best(online, command.runs / "two-ranks")
+        assert not list(command.runs.glob("two-ranks/uploads/*"))
+
+
+@pytest.mark.parametrize("epochs", [2, 3])
+def test_the_best_checkpoint_is_linked_even_if_an_earlier_start_saved_it(
+    epochs: int, online: WandbServer, command: Commands
+) -> None:
+    _, run = trained(command, FIT)
+    assert not online.collections
+    worse = f"--model.lr 1.0 --trainer.max_epochs {epochs}"
+    outcome = command(f"fit --resume {run.name} {worse} --trainer.logger.registry {TARGET}")
+    assert (outcome.code, outcome.err) == (0, ""), outcome
+    assert ("nothing was left to train" in outcome.out) == (epochs == 2)
+    (expected,) = best(online, run)
+    assert linked(online) == [expected]
+    steps = [one.artifact.metadata["step"] for one in online.collections[f"model-{run.name}"].members]
+    assert steps == sorted({expected[2], 3 * epochs})
+    (latest,) = [one for one in online.collections[f"model-{run.name}"].members if "latest" in one.aliases]
+    assert latest.artifact.metadata["step"] == steps[-1]

@@ -29,7 +29,7 @@ def test_every_overlay_can_be_laid_over_an_experiment(file: Path, command: Comma
 @pytest.mark.parametrize("file", SWEEPS, ids=lambda file: file.stem)
 def test_a_trial_of_every_sweep_makes_a_step(file: Path, command: Command, tmp_path: Path) -> None:
     sweep, trial = yaml.safe_load(file.read_text()), tmp_path / "trial.json"
-    drawn = {name: one.get("values", [one.get("value", one.get("min"))])[0] for name, one in sweep["parameters"].items()}
+    drawn = {key: one.get("values", [one.get("value", one.get("min"))])[0] for key, one in sweep["parameters"].items()}
     trial.write_text(json.dumps(drawn))
     words = [str(trial) if word == "${args_json_file}" else word for word in sweep["command"]]
     words = [word.replace("configs/", f"{CONFIGS}/") for word in words[words.index("fit") :]]

@@ -148,6 +148,7 @@ class Wandb(WandbLogger):
             self._experiment = None
             super().log_metrics(metrics, step)
 
+    @rank_zero_only
     def after_save_checkpoint(self, checkpoint_callback: ModelCheckpoint) -> None:
         """Has what was saved uploaded, now or when the run ends."""
         if self._models:
