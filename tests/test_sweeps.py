@@ -173,6 +173,7 @@ def test_each_trial_has_one_folder_by_its_id_in_wandb_and_the_screen_is_ours(swe
         assert [line for line in lines if not LINE.match(line)] == []
 
 
+@pytest.mark.slow
 def test_a_parameter_that_does_not_exist_or_has_a_wrong_type_is_one_line_and_leaves_no_folder(
     machine: Machine,
 ) -> None:
