@@ -37,6 +37,7 @@ FILES = {
     "configs/fsdp.yaml",
     "configs/gpu.yaml",
     "configs/media.yaml",
+    "configs/sweep.yaml",
     "main.py",
     "my_project/__init__.py",
     "my_project/data.py",

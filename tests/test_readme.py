@@ -22,11 +22,12 @@ def test_there_is_no_command_of_a_kind_that_no_test_runs() -> None:
     kinds = [line for line in LINES if line not in (*TRAINING, *INSTALLATION) and not line.startswith("make ")]
     test_wandb = "python main.py test --config configs/digits.yaml --ckpt_path wandb:ENTITY/PROJECT/model-RUN:best"
     syncs = ["python main.py sync", "python main.py sync RUN"]
+    sweeps = ["wandb sweep configs/sweep.yaml", "wandb agent ENTITY/PROJECT/SWEEP"]
     several = [line for line in kinds if line.startswith("torchrun --nnodes 2 ")]
     loops = [line for line in kinds if line.startswith("python train_fabric.py")]
-    # In test_wandb.py, test_sync.py, test_hosts.py and test_fabric.py.
+    # In test_wandb.py, test_sync.py, test_sweeps.py, test_hosts.py and test_fabric.py.
     tested = "python main.py test --ckpt_path RUN"
-    assert kinds == [tested, test_wandb, *syncs, *several, *loops, *[tested] * bool(loops)]
+    assert kinds == [tested, test_wandb, *syncs, *sweeps, *several, *loops, tested]
     assert len(TRAINING) > 5
     assert len(FLAGS) > 5
 

@@ -1,5 +1,6 @@
 """Every file in configs/ works."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,8 @@ from conftest import CONFIGS, DIGITS, Command
 
 FILES = sorted(CONFIGS.glob("*.yaml"))
 EXPERIMENTS = [file for file in FILES if "model" in yaml.safe_load(file.read_text())]
-OVERLAYS = [file for file in FILES if file not in EXPERIMENTS]
+SWEEPS = [file for file in FILES if "parameters" in yaml.safe_load(file.read_text())]
+OVERLAYS = [file for file in FILES if file not in EXPERIMENTS + SWEEPS]
 
 
 @pytest.mark.parametrize("file", EXPERIMENTS, ids=lambda file: file.stem)
@@ -22,3 +24,13 @@ def test_every_overlay_can_be_laid_over_an_experiment(file: Path, command: Comma
     if "FSDP" in file.read_text() and not torch.cuda.is_available():
         pytest.skip("Lightning's FSDPStrategy wants a GPU")
     command("fit", *DIGITS, "--config", str(file), "--trainer.fast_dev_run", "true")
+
+
+@pytest.mark.parametrize("file", SWEEPS, ids=lambda file: file.stem)
+def test_a_trial_of_every_sweep_makes_a_step(file: Path, command: Command, tmp_path: Path) -> None:
+    sweep, trial = yaml.safe_load(file.read_text()), tmp_path / "trial.json"
+    drawn = {key: one.get("values", [one.get("value", one.get("min"))])[0] for key, one in sweep["parameters"].items()}
+    trial.write_text(json.dumps(drawn))
+    words = [str(trial) if word == "${args_json_file}" else word for word in sweep["command"]]
+    words = [word.replace("configs/", f"{CONFIGS}/") for word in words[words.index("fit") :]]
+    command(*words, "--trainer.fast_dev_run", "true")

@@ -6,12 +6,12 @@ import time
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Event, Thread
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import wandb
 
-from .run import Mistake, commit
+from .run import Mistake, commit, delivery, replacing
 
 if TYPE_CHECKING:
     from lightning.pytorch.callbacks import ModelCheckpoint
@@ -22,18 +22,22 @@ class Uploads:
     """Delivers checkpoints from a thread of its own, so that no step of the training waits for W&B.
 
     What is still to be delivered lies in a folder, each checkpoint as a link, where the disk knows links, by the time
-    and its alias. It goes when W&B has it; what an offline run leaves there is for `sync`.
+    and its alias. It goes when W&B has it; what an offline run leaves there is for `sync`. After a good end a file
+    `registry` lies there too, until W&B has linked the best one to the collection that it names.
     """
 
-    def __init__(self, run: "Run", folder: Path, every: bool, timeout: float) -> None:
+    def __init__(self, run: "Run", folder: Path, every: bool, timeout: float, registry: str | None) -> None:
         self.run, self.folder, self.every, self.timeout = run, folder, every, timeout
         self.saved: dict[str, ModelCheckpoint] = {}
         self.seen: set[tuple[Path, int]] = set()
         self.step = -1  # of the version that is the latest
+        self.registry, self.wish = registry, folder / "registry"
         self.warned, self.over = False, Event()
         self.queue: SimpleQueue[Path | None] = SimpleQueue()
+        folder.mkdir(exist_ok=True)
         for file in sorted(folder.glob("*.ckpt")):  # what an earlier start left
             self.queue.put(file)
+        self.wish.unlink(missing_ok=True)  # that of an earlier start, whose end this one's replaces
         self.thread = Thread(target=self._work, daemon=True)
         self.thread.start()
 
@@ -49,7 +53,6 @@ class Uploads:
             if (mark := (file, file.stat().st_mtime_ns)) in self.seen:
                 continue
             self.seen.add(mark)
-            self.folder.mkdir(exist_ok=True)
             alias = "best" if file == Path(saved.best_model_path).resolve() else "latest"
             kept = self.folder / f"{time.time_ns()}-{alias}.ckpt"
             try:
@@ -58,16 +61,24 @@ class Uploads:
                 shutil.copy(file, kept)
             self.queue.put(kept)
 
-    def close(self, most: float) -> None:
-        """Takes what is left, and waits for its delivery, `timeout` and `most` seconds at most."""
+    def close(self, exit_code: int) -> None:
+        """Takes what is left, and waits for its delivery, `timeout` seconds at most."""
         for saved in self.saved.values():
             self._take(saved)
+        if self.registry and not exit_code:
+            with replacing(self.wish) as part:
+                part.write_text(self.registry, encoding="utf-8")
+            self.queue.put(self.wish)
         self.queue.put(None)
-        self.thread.join(min(self.timeout, most))
+        self.thread.join(min(self.timeout, 20) if exit_code else self.timeout)  # who sends a signal kills after 30 s
         self.over.set()
 
     def _work(self) -> None:
         while (file := self.queue.get()) and not self.run.offline:
+            if file == self.wish:
+                if reason := link(self.wish, self.run):
+                    print(f"warning: {reason}; to try again: {delivery(self.folder.parent)}")
+                continue
             while not self._delivered(file):  # the later ones wait as well, or an alias would end at an earlier one
                 if self.over.wait(5):
                     return
@@ -105,6 +116,17 @@ def version(file: Path, run: str, commit: str | None) -> tuple[wandb.Artifact, l
     artifact = wandb.Artifact(f"model-{run}", "model", metadata=about)
     artifact.add_file(str(file), "model.ckpt", policy="immutable")
     return artifact, ["latest", file.stem.partition("-")[2]]
+
+
+def link(wish: Path, run: Any) -> str:
+    """Links the best version of a run's model to the collection that a file names; returns why it could not."""
+    target = wish.read_text(encoding="utf-8")
+    try:
+        wandb.Api().artifact(f"{run.entity}/{run.project}/model-{run.id}:best").link(target)
+        wish.unlink()
+    except Exception as error:  # of W&B, of whatever kind
+        return f"W&B did not link model-{run.id}:best to {target}: {' '.join(str(error).split())}"
+    return ""
 
 
 def download(name: str, root: Path, option: str) -> Path:

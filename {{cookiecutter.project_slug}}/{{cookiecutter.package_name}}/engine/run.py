@@ -204,6 +204,11 @@ def shown(path: Path) -> str:
     return shlex.quote(min(str(path.absolute()), os.path.relpath(path), key=len))
 
 
+def delivery(folder: Path) -> str:
+    """The command that sends a run to W&B."""
+    return f"python {shown(PROJECT / 'main.py')} sync {shown(folder)}"
+
+
 @contextmanager
 def replacing(file: Path) -> Iterator[Path]:
     """Gives a place beside the file's to write it, and moves it when it is whole: there is never half of one."""

@@ -1,7 +1,7 @@
 """All use of W&B."""
 
-import math
 import os
+import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
-from .run import PROJECT, Mistake, end_session, refusal, shown
+from .run import Mistake, delivery, end_session, refusal, shown
 
 if TYPE_CHECKING:
     from wandb import Run
@@ -35,6 +35,8 @@ class Wandb(WandbLogger):
         notes: Description of the run.
         job_type: Kind of the run.
         log_model: Whether checkpoints become artifacts: `false`, `true` (best and last at the end), `all` (each).
+        registry: Collection of W&B's Registry, `wandb-registry-NAME/COLLECTION`, to which the best checkpoint is linked
+            when a `fit` ends well; it is uploaded then, whatever `log_model` is.
         config: Further keys of the run's configuration in W&B.
         save_dir: Folder in which W&B makes its own, `wandb/`; that of WANDB_DIR, the run's folder, if null.
         offline: Whether to send nothing; `python main.py sync` can send it later.
@@ -51,11 +53,14 @@ class Wandb(WandbLogger):
         notes: str | None = None,
         job_type: str | None = None,
         log_model: Literal["all"] | bool = False,
+        registry: str | None = None,
         config: dict[str, Any] | None = None,
         save_dir: str | None = None,
         offline: bool = False,
         finish_timeout: float = 60,
     ) -> None:
+        if registry is not None and not re.fullmatch(r"wandb-registry-[^/:]+/[^/:]+", registry):
+            raise Mistake(f"trainer.logger.registry: expected wandb-registry-NAME/COLLECTION, got {registry}")
         save_dir = save_dir or os.environ.get("WANDB_DIR", ".")
         super().__init__(name=name, save_dir=save_dir, project=project)
         self._options: dict[str, Any] = {"project": project, "entity": entity, "name": name, "group": group}
@@ -63,7 +68,7 @@ class Wandb(WandbLogger):
         self._send = not offline
         self._patience = max(finish_timeout - 5, 2) / 2  # the client itself may take five more
         self._reason = ""
-        self._models = log_model
+        self._models, self._registry = log_model or registry is not None, registry
 
     @property
     def experiment(self) -> "Run":
@@ -130,6 +135,7 @@ class Wandb(WandbLogger):
             self._experiment = None
             super().log_metrics(metrics, step)
 
+    @rank_zero_only
     def after_save_checkpoint(self, checkpoint_callback: ModelCheckpoint) -> None:
         """Has what was saved uploaded, now or when the run ends."""
         if self._models:
@@ -137,7 +143,8 @@ class Wandb(WandbLogger):
 
             if not UPLOADS:
                 folder = Path(self._options["dir"]) / "uploads"
-                UPLOADS.append(Uploads(self.experiment, folder, self._models == "all", self._patience))
+                every = self._models == "all"
+                UPLOADS.append(Uploads(self.experiment, folder, every, self._patience, self._registry))
             UPLOADS[0].add(checkpoint_callback)
 
     def define(self, metrics: dict[str, Any]) -> None:
@@ -164,20 +171,14 @@ class Wandb(WandbLogger):
         """Where to look at the run and, if it is offline, why, and how to see and send it."""
         if not self.experiment.offline:
             return self.place
-        folder = shown(Path(self.experiment.dir).parents[1])
-        why = self._reason and f" ({self._reason})"
-        return f"offline{why}; to see this run: wandb leet {folder}; to send it later: {delivery(self._options['dir'])}"
-
-
-def delivery(folder: str) -> str:
-    """The command that sends a run."""
-    return f"python {shown(PROJECT / 'main.py')} sync {shown(Path(folder))}"
+        folder, why = Path(self.experiment.dir).parents[1], self._reason and f" ({self._reason})"
+        return f"offline{why}; to see this run: wandb leet {shown(folder)}; to send it later: {delivery(folder.parent)}"
 
 
 def finish(exit_code: int) -> None:
     """Ends the W&B run of this process, if it has one, and W&B's session, so that a next run starts afresh."""
     while UPLOADS:
-        UPLOADS.pop().close(20 if exit_code else math.inf)  # who sends a signal kills after half a minute
+        UPLOADS.pop().close(exit_code)
     if "wandb" in sys.modules:
         import wandb
 
@@ -197,5 +198,5 @@ def finish(exit_code: int) -> None:
             except Exception as error:  # of W&B, of whatever kind: the record lies in the run's folder
                 left = str(error)
             if left:
-                print(f"W&B      has not all of this run ({left}); to send the rest: {delivery(str(folder))}")
+                print(f"W&B      has not all of this run ({left}); to send the rest: {delivery(folder)}")
         end_session()
