@@ -33,7 +33,6 @@ import yaml
 from bakery import TEMPLATE, environment
 from command import Commands
 from conftest import Bake
-from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 from wandb_record import recorded
@@ -337,10 +336,10 @@ def test_a_search_that_is_killed_goes_on_with_all_it_had(project: Project) -> No
     install, command = project.take("optuna.md")
     project(install)
     runs, log = project.folder / "runs", project.folder.parent / "search.txt"
-    storage = JournalStorage(JournalFileBackend(str(runs / "search.journal")))
+    storage = optuna.storages.JournalStorage(JournalFileBackend(str(runs / "search.journal")))
     study = optuna.create_study(storage=storage, study_name="search", direction="maximize")
-    for lr in (0.003, 0.004, 0.006):
-        study.enqueue_trial({"lr": lr, "width": 16})
+    for lr, width in ((0.001, 16), (0.0015, 16), (0.01, 64)):  # the last learns so fast that none gives it up
+        study.enqueue_trial({"lr": lr, "width": width})
 
     def run_of(trial: optuna.trial.FrozenTrial) -> Path:
         return runs / str(trial.user_attrs["run"])
@@ -390,6 +389,7 @@ def test_a_search_that_is_killed_goes_on_with_all_it_had(project: Project) -> No
     for killed, again in ((0, 3), (2, 5)):
         assert ended[again].params == ended[killed].params
         assert run_of(ended[again]) == run_of(ended[killed])
+        assert ended[again].state == TrialState.COMPLETE
     assert [row["val/acc"] for row in table(torn)][: len(before)] == [row["val/acc"] for row in before]
     for trial in finished:
         steps = [int(row["step"]) for row in table(run_of(trial)) if row["val/acc"]]
