@@ -141,6 +141,8 @@ def test_what_is_copied_passes_the_projects_own_checks(project: Project) -> None
     for page in PAGES:
         if page.suffix == ".md":
             project.take(page.name)
+        else:
+            (project.folder / page.name).write_text(project.filled(page.read_text()))
     project("ruff check .")
     project("ruff format --check .")
 
