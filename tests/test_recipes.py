@@ -351,36 +351,40 @@ def test_a_search_that_is_killed_goes_on_with_all_it_had(project: Project) -> No
         run = runs / study.trials[number].user_attrs.get("run", "none")
         return run if (run / "checkpoints" / "last.ckpt").exists() and logged(run, "val/acc") else None
 
-    def kill(search: "subprocess.Popen[str]") -> int:
-        """Kills the search alone, and gives its training."""
-        (training,) = Path(f"/proc/{search.pid}/task/{search.pid}/children").read_text().split()
+    started: list[int] = []
+
+    def kill(search: "subprocess.Popen[str]") -> None:
+        """Kills the search alone, and notes which training it had started."""
+        if search.poll() is None:
+            children = Path(f"/proc/{search.pid}/task/{search.pid}/children").read_text().split()
+            started.extend(os.pidfd_open(int(child)) for child in children)
         search.kill()
         search.wait()
-        started.append(int(training))
-        return int(training)
 
-    started: list[int] = []
     with log.open("w") as screen:
         search = project.start(command, screen)
         try:
             eventually(lambda: in_the_middle(0))
-            orphan = kill(search)
-            os.kill(orphan, signal.SIGSTOP)  # so that it surely outlives the search for a while
+            kill(search)
+            (orphan,) = started
+            signal.pidfd_send_signal(orphan, signal.SIGSTOP)  # so that it surely outlives the search for a while
             search = project.start(command, screen)
             time.sleep(10)
             assert [trial.state.name for trial in study.trials] == ["RUNNING", "WAITING", "WAITING"], "two at once"
-            os.kill(orphan, signal.SIGCONT)
+            signal.pidfd_send_signal(orphan, signal.SIGCONT)
             torn = eventually(lambda: in_the_middle(2))
-            os.kill(kill(search), signal.SIGKILL)
+            kill(search)
+            signal.pidfd_send_signal(started[-1], signal.SIGKILL)
             before = table(torn)
             study.enqueue_trial({"lr": 1e-5, "width": 16})
             search = project.start(command, screen)
             assert search.wait(timeout=600) == 0, log.read_text()
         finally:
-            search.kill()
+            kill(search)
             for training in started:
                 with suppress(ProcessLookupError):
-                    os.kill(training, signal.SIGKILL)
+                    signal.pidfd_send_signal(training, signal.SIGKILL)
+                os.close(training)
 
     ended = study.trials
     finished = [trial for trial in ended if trial.state != TrialState.FAIL]
