@@ -65,6 +65,7 @@ class Project:
             else:
                 content = self.filled(block)
                 (name,) = re.findall(r"\A# (\S+)$", content, re.MULTILINE)
+                assert not (self.folder / name).exists(), "it would replace a file of the project"
                 (self.folder / name).write_text(content)
         return commands
 
