@@ -4,6 +4,8 @@ BIN := .venv/bin
 TEMPLATE := {{cookiecutter.project_slug}}
 # Bakes the default project into the folder $(1), whatever the person's own cookiecutter settings are.
 bake = HOME="$(1)" $(BIN)/cookiecutter --no-input --default-config --output-dir "$(1)" .
+# Every optional part of it.
+PARTS := slurm=yes fabric=yes
 # Makes a folder $$bakery that is gone when the recipe ends.
 bakery = set -e; bakery=$$(mktemp -d); trap 'rm -rf "$$bakery"' EXIT
 
@@ -28,14 +30,14 @@ check: .venv/ready  # ruff and mypy, on the template's own Python and on a baked
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	@$(bakery); $(call bake,$$bakery); PATH="$(CURDIR)/$(BIN):$$PATH"; cd "$$bakery/my-project"; set -x; \
+	@$(bakery); $(call bake,$$bakery) $(PARTS); PATH="$(CURDIR)/$(BIN):$$PATH"; cd "$$bakery/my-project"; set -x; \
 	ruff check .; ruff format --check .; mypy --python-executable "$(CURDIR)/$(BIN)/python"
 
 # Python files of the template hold no Jinja but the package's name: what ruff mends in a bake goes back to where it came from.
 fix: .venv/ready  # what ruff can mend by itself
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	@$(bakery); $(call bake,$$bakery) package_name=package_of_the_template; cd "$$bakery/my-project"; \
+	@$(bakery); $(call bake,$$bakery) $(PARTS) package_name=package_of_the_template; cd "$$bakery/my-project"; \
 	"$(CURDIR)/$(BIN)/ruff" check --fix . || true; "$(CURDIR)/$(BIN)/ruff" format .; \
 	find . -name "*.py" | while read -r file; do \
 	  origin=$$(echo "$$file" | sed "s/package_of_the_template/{{cookiecutter.package_name}}/"); \

@@ -166,12 +166,12 @@ LOGGER = "--trainer.logger odd_duck.engine.wandb.Wandb "
 
 @pytest.fixture
 def own(command: Commands) -> Commands:
-    (command.project / "own.py").write_text(OWN)
+    (command.project / "showing.py").write_text(OWN)
     return command
 
 
 def test_texts_are_shown_without_images_or_classes(own: Commands, online: WandbServer) -> None:
-    outcome = own(BRIEF + LOGGER + "--model own.Texts")
+    outcome = own(BRIEF + LOGGER + "--model showing.Texts")
     assert (outcome.code, outcome.err) == (0, "")
     (run,) = online.runs.values()
     (row,) = [row for row in run.history if "samples/worst" in row]
@@ -182,7 +182,7 @@ def test_texts_are_shown_without_images_or_classes(own: Commands, online: WandbS
 
 
 def test_nothing_is_left_on_the_model_and_another_logger_shows_nothing(own: Commands, online: WandbServer) -> None:
-    watch = "--callbacks.watch.log all --callbacks.watch.log_graph true --trainer.callbacks own.Hooks "
+    watch = "--callbacks.watch.log all --callbacks.watch.log_graph true --trainer.callbacks showing.Hooks "
     assert "hooks 0 0" in own(BRIEF + LOGGER + watch).out
     failing = own(BRIEF + LOGGER + watch + "--model.lr 1e30 --trainer.max_epochs 2")
     assert failing.code == 1
@@ -194,8 +194,11 @@ def test_nothing_is_left_on_the_model_and_another_logger_shows_nothing(own: Comm
 @pytest.mark.parametrize(
     ("options", "line"),
     [
-        ("--model own.Silent", "callbacks.samples: expected Silent to have a method samples(batch, outputs), got none"),
-        ("--model own.Uneven", "Uneven.samples: expected columns of one length, got truth 64, text 1"),
+        (
+            "--model showing.Silent",
+            "callbacks.samples: expected Silent to have a method samples(batch, outputs), got none",
+        ),
+        ("--model showing.Uneven", "Uneven.samples: expected columns of one length, got truth 64, text 1"),
     ],
 )
 def test_a_model_that_shows_nothing_is_one_line(own: Commands, options: str, line: str, online: WandbServer) -> None:

@@ -74,7 +74,7 @@ def table(outcome: Outcome, name: str = "predictions.csv") -> list[dict[str, str
 
 @pytest.fixture(scope="module")
 def trained(command: Commands) -> str:
-    (command.project / "own.py").write_text(OWN)
+    (command.project / "predicting.py").write_text(OWN)
     run = command("fit --config @digits --config @debug --trainer.max_epochs 1").run
     assert run is not None
     return run.name
@@ -121,7 +121,7 @@ def test_each_sample_is_there_once_whatever_the_loader_is(
     command: Commands, trained: str, kind: str, count: int | None
 ) -> None:
     plain = {row["index"]: row for row in table(predict(command, trained))}
-    outcome = predict(command, trained, f"--data own.Kinds --data.kind {kind}")
+    outcome = predict(command, trained, f"--data predicting.Kinds --data.kind {kind}")
     assert outcome.code == 0, outcome.err
     assert (kind == "shuffled") == bool(outcome.err)  # Lightning's advice, which is right
     rows = table(outcome)
@@ -133,7 +133,7 @@ def test_each_sample_is_there_once_whatever_the_loader_is(
 
 
 def test_columns_of_ones_own_and_several_loaders(command: Commands, trained: str) -> None:
-    outcome = predict(command, trained, "--model own.Half --data own.Kinds --data.kind two")
+    outcome = predict(command, trained, "--model predicting.Half --data predicting.Kinds --data.kind two")
     assert (outcome.code, outcome.err) == (0, "")
     rows = table(outcome)
     assert [*rows[0]] == ["dataloader", "index", "name", "sum", "label", "at0", "at1"]
@@ -158,7 +158,7 @@ def test_wandb_gets_the_same_as_a_table_if_asked_to(command: Commands, trained: 
 
 
 def test_a_writer_of_ones_own_or_null_writes_no_table(command: Commands, trained: str) -> None:
-    own = predict(command, trained, "--model own.Boxes --trainer.callbacks own.Writer")
+    own = predict(command, trained, "--model predicting.Boxes --trainer.callbacks predicting.Writer")
     assert (own.code, own.err) == (0, "")
     assert "batch of" in own.out
     for outcome in (own, predict(command, trained, "--predictions null")):
@@ -172,10 +172,13 @@ EXPECTED = "predict_step: expected a tensor (B, C) or (B,), or a dict of them by
 @pytest.mark.parametrize(
     ("options", "line"),
     [
-        ("--model own.Boxes", f"{EXPECTED} list; --predictions null writes nothing"),
-        ("--model own.Deep", "predict_step: expected map of one or two dimensions, got (64, 1, 8, 8)"),
-        ("--model own.Short", "predictions: expected 64 values a column, got 63; --predictions null writes nothing"),
-        ("--data own.Kinds --data.kind none", "predict: expected data, got none; nothing is written"),
+        ("--model predicting.Boxes", f"{EXPECTED} list; --predictions null writes nothing"),
+        ("--model predicting.Deep", "predict_step: expected map of one or two dimensions, got (64, 1, 8, 8)"),
+        (
+            "--model predicting.Short",
+            "predictions: expected 64 values a column, got 63; --predictions null writes nothing",
+        ),
+        ("--data predicting.Kinds --data.kind none", "predict: expected data, got none; nothing is written"),
         ("--predictions scores.txt", "predictions: expected a name that ends in .csv or .parquet, got scores.txt"),
     ],
 )

@@ -8,6 +8,8 @@ import pytest
 from bakery import TEMPLATE
 from conftest import Bake, Run
 
+from hooks.post_gen_project import PARTS
+
 RUFF_CHECK = (sys.executable, "-m", "ruff", "check", ".")
 RUFF_FORMAT = (sys.executable, "-m", "ruff", "format", "--check", ".")
 LIGHTNINGS_OWN = (
@@ -22,15 +24,22 @@ def fresh(bake: Bake, tmp_path: Path) -> Path:
     return bake(tmp_path)
 
 
+@pytest.fixture
+def whole(bake: Bake, tmp_path: Path) -> Path:
+    """A project with all options."""
+    return bake(tmp_path, **dict.fromkeys(PARTS, "yes"))
+
+
 @pytest.mark.parametrize("package", ["a", "my_project", "z" * 60])
-def test_ruff_passes_under_any_package_name(package: str, bake: Bake, tmp_path: Path, run: Run) -> None:
-    project = bake(tmp_path, package_name=package)
+@pytest.mark.parametrize("part", ["yes", "no"])
+def test_ruff_passes_under_any_package_name(package: str, part: str, bake: Bake, tmp_path: Path, run: Run) -> None:
+    project = bake(tmp_path, package_name=package, **dict.fromkeys(PARTS, part))
     run(*RUFF_CHECK, cwd=project)
     run(*RUFF_FORMAT, cwd=project)
 
 
-def test_mypy_passes(fresh: Path, run: Run) -> None:
-    run(*MYPY, cwd=fresh)
+def test_mypy_passes(whole: Path, run: Run) -> None:
+    run(*MYPY, cwd=whole)
 
 
 def test_a_planted_fault_fails_each_check(fresh: Path, run: Run) -> None:
@@ -47,9 +56,9 @@ def test_a_planted_fault_fails_each_check(fresh: Path, run: Run) -> None:
     assert "[operator]" in complaints
 
 
-def test_its_own_tests_pass(fresh: Path, run: Run) -> None:
+def test_its_own_tests_pass(whole: Path, run: Run) -> None:
     strict = f"filterwarnings=error\nignore:{LIGHTNINGS_OWN}"  # a team's tests are free to warn, ours are not
-    assert " passed" in run(sys.executable, "-m", "pytest", "-q", "-x", "-n", "0", "-o", strict, cwd=fresh)
+    assert " passed" in run(sys.executable, "-m", "pytest", "-q", "-x", "-n", "0", "-o", strict, cwd=whole)
 
 
 @pytest.mark.slow

@@ -5,7 +5,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,7 +66,7 @@ class Machine:
         (path,) = re.findall(r"wandb agent team/Odd.Duck/(\w+)\n", screen)
         return self.server.sweeps[path]
 
-    def varied(self, name: str, parameters: dict[str, Any], **changes: Any) -> Sweep:
+    def varied(self, name: str, parameters: Mapping[str, Any], **changes: Any) -> Sweep:
         """Registers a sweep like the one that is there, but over all combinations of these values."""
         config = yaml.safe_load((self.project / "configs" / "sweep.yaml").read_text())
         given = {key: {"values" if isinstance(value, tuple) else "value": value} for key, value in parameters.items()}
@@ -178,7 +178,7 @@ def test_a_parameter_that_does_not_exist_or_has_a_wrong_type_is_one_line_and_lea
     machine: Machine,
 ) -> None:
     before = sorted(machine.project.glob("runs/*"))
-    wrong = {
+    wrong: dict[str, dict[str, Any]] = {
         "model.lrr: no such option; did you mean lr?": {"model.lrr": 0.1},
         "model.width: expected int, got wide": {"model.width": "wide"},
     }

@@ -185,11 +185,6 @@ class Record(Callback):
 
             renew(trainer, self.begun, self.restored)
             self.restored = {}
-        if Path(self.checkpoint or "").is_relative_to(self.run.folder):
-            for saved in trainer.checkpoint_callbacks:  # by an earlier start, of which W&B may know nothing
-                for logger in trainer.loggers:
-                    if isinstance(logger, Wandb) and isinstance(saved, ModelCheckpoint):
-                        logger.after_save_checkpoint(saved)
         if self.done:  # only now, for a run that cannot go on with this configuration keeps its own
             self.write()
 

@@ -179,6 +179,10 @@ def renew(trainer: Trainer, begun: dict[str, Any], checkpoint: dict[str, Any]) -
     What the optimizers know of the gradients (Adam's moments) stays. `begun` comes from `begun_with`, and `checkpoint`
     is changed before the trainer restores it.
     """
+    if Path(str(trainer.ckpt_path)).is_relative_to(trainer.default_root_dir):
+        for saved in trainer.checkpoint_callbacks:  # by an earlier start of this run, of which W&B may know nothing
+            for logger in trainer.loggers:
+                logger.after_save_checkpoint(saved)  # type: ignore[arg-type]
     before = checkpoint["callbacks"].get("Record", {}).get("begun")
     if before is None or repr(before) == repr(begun):
         return
