@@ -68,6 +68,10 @@ def place(bake: Bake, tmp_path_factory: pytest.TempPathFactory) -> Place:
     return Place(bake(home, fabric="yes"), environment(home / "e"))
 
 
+def errors(screen: str) -> list[str]:
+    return [line for line in screen.splitlines() if line.startswith("error: ")]
+
+
 @pytest.mark.parametrize(
     ("ranks", "options"),
     [
@@ -102,8 +106,7 @@ def test_what_the_loop_leaves_is_what_the_trainer_leaves(place: Place) -> None:
     code = "from my_project.engine.references import load; print(load('left').training, len(load('left:last').hparams))"
     (place.project / "look.py").write_text(code)
     assert place("look", "look.py") == "False 6\n"
-    refused = place("left", "main.py fit --resume left", code=2).splitlines()[-1]
-    assert refused.startswith("error: ")
+    (refused,) = errors(place("left", "main.py fit --resume left", code=2))
     assert refused.endswith("expected a checkpoint that a Trainer can go on from, got another's; see --init_from")
     place("begun", f"{TRAINER} --init_from left --trainer.max_epochs 1")
     place("again", "train_fabric.py --config runs/left/config.yaml")
@@ -120,9 +123,8 @@ def test_what_the_loop_leaves_is_what_the_trainer_leaves(place: Place) -> None:
     ],
 )
 def test_a_mistake_is_one_line(place: Place, options: str, line: str) -> None:
-    screen = place("mistaken", f"{FABRIC} {options}", code=2)
-    assert line in screen.splitlines()[-1]
-    assert screen.splitlines()[-1].startswith("error: ")
+    (error,) = errors(place("mistaken", f"{FABRIC} {options}", code=2))
+    assert line in error
     assert not [*place.folder("mistaken").glob("checkpoints/*")]
 
 
@@ -131,7 +133,7 @@ def test_a_checkpoint_of_the_trainer_is_refused_in_one_line(place: Place) -> Non
     file = place.folder("other") / "checkpoints" / "last.ckpt"
     shutil.copy(file, place.project / "other.ckpt")
     screen = place("taken", f"{FABRIC} --ckpt_path other.ckpt", code=2)
-    assert screen.splitlines()[-1] == "error: other.ckpt: expected a checkpoint of train_fabric.py, got another"
+    assert errors(screen) == ["error: other.ckpt: expected a checkpoint of train_fabric.py, got another"]
 
 
 def wait_for(file: Path, rows: int) -> None:

@@ -1,11 +1,9 @@
 """What W&B's server has of a training besides numbers: samples, a confusion matrix, gradients, weights, the graph."""
 
-import importlib.util
 import io
 import json
 import subprocess
 import sys
-import types
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,28 +59,30 @@ def shown(request: pytest.FixtureRequest, bake: Bake, tmp_path_factory: pytest.T
         yield Shown(project, sent, server, done.stdout)
 
 
-def module(file: Path) -> types.ModuleType:
-    """A file of the project that needs no other."""
-    spec = importlib.util.spec_from_file_location(f"media_{file.stem}", file)
-    assert spec is not None
-    assert spec.loader is not None
-    loaded = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(loaded)
-    return loaded
+EXPECTED = """
+import sys
+import torch
+from my_project.data import Digits
+from my_project.network import ConvNet
+
+data, network = Digits(), ConvNet(10).eval()
+data.setup("fit")
+weights = torch.load(sys.argv[1], weights_only=True)["state_dict"]
+network.load_state_dict({name.removeprefix("network."): value for name, value in weights.items()})
+images, labels = data.val.tensors
+with torch.no_grad():
+    torch.save((images, labels, network(images)), sys.argv[2])
+"""
 
 
 @pytest.fixture
-def expected(shown: Shown) -> list[dict[str, Any]]:
+def expected(shown: Shown, tmp_path: Path) -> list[dict[str, Any]]:
     """What is to be shown of each validation sample, computed without the engine."""
-    data = module(shown.project / "my_project" / "data.py").Digits()
-    data.setup("fit")
-    network = module(shown.project / "my_project" / "network.py").ConvNet(10).eval()
-    file = shown.project / "runs" / shown.sent.id / "checkpoints" / "last.ckpt"
-    weights = torch.load(file, weights_only=True)["state_dict"]
-    network.load_state_dict({name.removeprefix("network."): value for name, value in weights.items()})
-    images, labels = data.val.tensors
-    with torch.no_grad():
-        logits = network(images)
+    (tmp_path / "expected.py").write_text(EXPECTED)
+    last = shown.project / "runs" / shown.sent.id / "checkpoints" / "last.ckpt"
+    words = [sys.executable, *(str(path) for path in (tmp_path / "expected.py", last, tmp_path / "expected.pt"))]
+    subprocess.run(words, env=environment(tmp_path) | {"PYTHONPATH": str(shown.project)}, check=True)
+    images, labels, logits = torch.load(tmp_path / "expected.pt")
     confidences, classes = logits.softmax(dim=1).max(dim=1)
     columns = {"truth": labels, "prediction": classes, "confidence": confidences}
     columns["loss"] = F.cross_entropy(logits, labels, reduction="none")

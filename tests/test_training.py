@@ -122,7 +122,8 @@ def test_the_metrics_file_has_every_value_in_columns_as_lightning_names_them(tra
 def test_wandb_has_the_whole_configuration_nested_and_once(trained: Trained) -> None:
     config = {key: value for key, value in trained.record.config.items() if key not in ("_wandb", "run")}
     assert config == yaml.safe_load((trained.folder / "config.yaml").read_text())
-    assert set(config) == {"seed_everything", "trainer", "model", "data", "callbacks", "test_after_fit", "weights_only"}
+    options = {"seed_everything", "test_after_fit", "weights_only", "predictions", "predictions_table"}
+    assert set(config) == {"trainer", "model", "data", "callbacks", *options}
     assert config["model"]["init_args"]["lr"] == 0.002
     assert config["trainer"]["logger"]["init_args"]["project"] == 'a "b" {c}'
 

@@ -224,7 +224,7 @@ class Record(Callback):
         for line in self.differs:
             print(f"differs  {line}")
         print(f"model    {type(pl_module).__name__}, {weights:,} weights")
-        print(f"device   {devices}")
+        print(f"device   {devices}", flush=True)
         config = self.config | ({"ckpt_path": self.checkpoint} if self.checkpoint else {})
         config["run"] = {"command": self.command, "commit": commit(), "folder": str(self.run.folder)}
         each = getattr(trainer.datamodule, "batch_size", None)  # type: ignore[attr-defined]

@@ -1,0 +1,240 @@
+"""Ways to train one network on data of MNIST's shape, each in a process of its own: what `bench.py` compares.
+
+    python contenders.py KIND RESULT, in the folder of a baked project
+
+writes to the file RESULT the milliseconds of a step for each size of the network. All have the same data, batches,
+optimizer and one thread; data are random, since only their shape costs time.
+"""
+
+import json
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+BEGIN = time.perf_counter()
+
+import torch  # noqa: E402
+from torch import Tensor, nn  # noqa: E402
+from torch.nn import functional as F  # noqa: E402
+from torch.utils.data import DataLoader, Dataset, TensorDataset  # noqa: E402
+
+TRAINED, BATCH = 55_000, 64  # images, as MNIST's usual split, and in a batch
+# By name: width of the hidden layer, steps before the clock starts, steps that it times.
+SIZES = {"small": (24, 60, 790), "medium": (400, 30, 300), "large": (4000, 5, 60)}
+KINDS: dict[str, Callable[[str], float]] = {}  # by name: milliseconds of a step at a size
+
+
+def network(size: str) -> nn.Sequential:
+    """Two linear layers: images (B, 1, 28, 28) in, logits (B, 10) out."""
+    return nn.Sequential(nn.Flatten(), nn.Linear(784, SIZES[size][0]), nn.ReLU(), nn.Linear(SIZES[size][0], 10))
+
+
+def images(number: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.rand(number, 1, 28, 28, generator=generator)
+    return pixels, torch.randint(10, (number,), generator=generator)
+
+
+def kind(function: Callable[[str], float]) -> Callable[[str], float]:
+    KINDS[function.__name__] = function
+    return function
+
+
+def timed(batches: Iterator[Any], size: str) -> float:
+    """A plain loop over batches."""
+    net = network(size)
+    optimizer = torch.optim.AdamW(net.parameters(), 1e-3)
+    _, warm, steps = SIZES[size]
+    begin = 0.0
+    for number in range(warm + steps):
+        if number == warm:
+            begin = time.perf_counter()
+        pixels, labels = next(batches)
+        loss = F.cross_entropy(net(pixels), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return (time.perf_counter() - begin) / steps * 1e3
+
+
+@kind
+def raw(size: str) -> float:
+    """A loop of PyTorch alone over tensors in memory: the limit."""
+    pixels, labels = images(TRAINED)
+
+    def batches() -> Iterator[tuple[Tensor, Tensor]]:
+        for indices in torch.randperm(TRAINED).split(BATCH):
+            yield pixels[indices], labels[indices]
+
+    return timed(batches(), size)
+
+
+@kind
+def loader(size: str) -> float:
+    """The same with PyTorch's DataLoader, which takes samples one by one."""
+    return timed(iter(DataLoader(TensorDataset(*images(TRAINED)), BATCH, shuffle=True)), size)
+
+
+def with_lightning() -> dict[str, Any]:
+    """What needs Lightning and the project: imported by those contenders alone."""
+    import lightning.pytorch as pl
+    from torchmetrics.classification import MulticlassAccuracy
+
+    from my_project.data import Digits, Images
+    from my_project.model import Classifier
+
+    class Clock(pl.Callback):
+        """Stops the time between two steps."""
+
+        result = first = 0.0
+
+        def __init__(self, size: str) -> None:
+            _, self.warm, self.steps = SIZES[size]
+
+        def on_train_batch_start(self, trainer: pl.Trainer, module: pl.LightningModule, batch: Any, index: int) -> None:
+            if index == 0:
+                Clock.first = Clock.first or time.perf_counter() - BEGIN
+            if index == self.warm:
+                self.begin = time.perf_counter()
+            if index == self.warm + self.steps:
+                Clock.result = (time.perf_counter() - self.begin) / self.steps * 1e3
+
+    class Sized(Classifier):
+        """The project's model with the network of this benchmark."""
+
+        def __init__(self, num_classes: int = 10, size: str = "small") -> None:
+            super().__init__(num_classes, width=1, dropout=0.0, lr=1e-3)
+            self.network = network(size)  # type: ignore[assignment]
+
+    class Shaped(Digits):
+        """The project's data module with data of MNIST's shape."""
+
+        def setup(self, stage: str) -> None:
+            self.train, self.val = Images(*images(TRAINED)), Images(*images(640))
+            self.test = self.val
+
+    class OneByOne(Dataset[tuple[Tensor, int]]):
+        """A dataset as tutorials write it."""
+
+        def __init__(self, number: int) -> None:
+            self.pixels, self.labels = images(number)
+
+        def __len__(self) -> int:
+            return len(self.labels)
+
+        def __getitem__(self, index: int) -> tuple[Tensor, int]:
+            return (self.pixels[index] - 0.5) / 0.5, int(self.labels[index])
+
+    class Usual(pl.LightningDataModule):
+        """A data module as tutorials write it."""
+
+        def train_dataloader(self) -> DataLoader[Any]:
+            return DataLoader(OneByOne(TRAINED), BATCH, shuffle=True)
+
+        def val_dataloader(self) -> DataLoader[Any]:
+            return DataLoader(OneByOne(640), BATCH)
+
+    class Tutorial(pl.LightningModule):
+        """A model as tutorials write it: loss and accuracy are logged in each step, and shown in the bar."""
+
+        def __init__(self, size: str = "small") -> None:
+            super().__init__()
+            self.save_hyperparameters()
+            self.network = network(size)
+            self.train_acc, self.val_acc = MulticlassAccuracy(10), MulticlassAccuracy(10)
+
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            logits = self.network(batch[0])
+            loss = F.cross_entropy(logits, batch[1])
+            self.train_acc(logits, batch[1])
+            self.log("train/loss", loss, on_step=True, on_epoch=True, prog_bar=True)
+            self.log("train/acc", self.train_acc, on_step=True, on_epoch=True, prog_bar=True)
+            return loss
+
+        def validation_step(self, batch: Any, batch_idx: int) -> None:
+            logits = self.network(batch[0])
+            self.val_acc(logits, batch[1])
+            self.log("val/loss", F.cross_entropy(logits, batch[1]), prog_bar=True)
+            self.log("val/acc", self.val_acc, prog_bar=True)
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.AdamW(self.parameters(), 1e-3)
+
+    for thing in (Clock, Sized, Shaped, Usual, Tutorial):
+        thing.__module__, thing.__qualname__ = "contenders", thing.__name__
+    parts = {thing.__name__: thing for thing in (Clock, Sized, Shaped, Usual, Tutorial)}
+    sys.modules["contenders"] = sys.modules[__name__]
+    globals().update(parts)
+    return {"pl": pl, **parts}
+
+
+PARTS: dict[str, Any] = {}
+
+
+@kind
+def barebones(size: str) -> float:
+    """Lightning's Trainer with all switched off that can be."""
+    pl, clock = PARTS["pl"], PARTS["Clock"](size)
+    trainer = pl.Trainer(barebones=True, accelerator="cpu", devices=1, max_epochs=1, callbacks=[clock])
+    trainer.fit(PARTS["Sized"](size=size), PARTS["Shaped"]())
+    return float(clock.result)
+
+
+COMMON = (
+    "fit --trainer.accelerator cpu --trainer.devices 1 --trainer.max_epochs 1 --trainer.callbacks+ contenders.Clock"
+)
+KEEPERS = (
+    " --trainer.callbacks+ ModelCheckpoint --trainer.callbacks.monitor val/acc --trainer.callbacks.mode max"
+    " --trainer.callbacks.save_last true --trainer.callbacks+ EarlyStopping --trainer.callbacks.monitor val/acc"
+    " --trainer.callbacks.mode max --trainer.callbacks+ LearningRateMonitor"
+)
+WANDB = " --trainer.logger WandbLogger --trainer.logger.offline true --trainer.logger.save_dir logs"
+
+
+def with_cli(words: str) -> float:
+    from lightning.pytorch.cli import LightningCLI
+
+    LightningCLI(args=words.split(), save_config_kwargs={"overwrite": True}, auto_configure_optimizers=False)
+    import wandb
+
+    wandb.finish()
+    return float(PARTS["Clock"].result)
+
+
+@kind
+def usual(size: str) -> float:
+    """A plain LightningCLI with W&B offline; model and data as tutorials write them."""
+    line = f"{COMMON} --trainer.callbacks.size {size}{KEEPERS}{WANDB}"
+    return with_cli(f"{line} --model contenders.Tutorial --model.size {size} --data contenders.Usual")
+
+
+@kind
+def plain(size: str) -> float:
+    """A plain LightningCLI with W&B offline and the callbacks, with the project's model and data."""
+    line = f"{COMMON} --trainer.callbacks.size {size}{KEEPERS}{WANDB}"
+    return with_cli(f"{line} --model contenders.Sized --model.size {size} --data contenders.Shaped")
+
+
+@kind
+def shipped(size: str) -> float:
+    """The generated project with W&B offline."""
+    from main import main
+
+    line = f"{COMMON} --trainer.callbacks.size {size} --trainer.logger.offline true"
+    main(f"{line} --model contenders.Sized --model.size {size} --data contenders.Shaped".split())
+    return float(PARTS["Clock"].result)
+
+
+if __name__ == "__main__":
+    _, name, result = sys.argv
+    sys.argv = ["main.py"]
+    torch.set_num_threads(1)
+    if name not in ("raw", "loader"):
+        PARTS.update(with_lightning())
+    times = {size: KINDS[name](size) for size in SIZES}
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # MiB, on Linux
+    first = PARTS["Clock"].first if PARTS else 0.0
+    Path(result).write_text(json.dumps({"ms": times, "first": first, "peak": peak}))

@@ -1,0 +1,80 @@
+"""Counts what a training does in a step, for `test_speed.py`: python probe.py KIND RESULT, in a baked project's folder.
+
+Beside it lies `contenders.py` of benchmarks/, whose KIND is trained. Counts are the same on any machine.
+"""
+
+import json
+import sys
+from collections import Counter
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import contenders  # type: ignore[import-not-found]
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+WINDOWS = {101: "calls", 151: "", 202: "waits", 248: ""}  # by step: what is counted from there on
+WAITS = ("item", "tolist", "cpu", "numpy", "__bool__", "__float__", "__int__")  # of a tensor: a GPU's queue runs dry
+counted: Counter[str] = Counter()
+
+
+class Probe(Callback):
+    """Counts calls of functions in fifty steps of which one is logged, and waiting for values between logged steps."""
+
+    def on_train_batch_start(self, trainer: Trainer, module: LightningModule, batch: Any, step: int) -> None:
+        if step not in WINDOWS:
+            return
+        sys.setprofile(None)
+        torch.Tensor.__torch_function__ = ORIGINAL  # type: ignore[method-assign]
+        for name in WAITS:
+            setattr(torch.Tensor, name, METHODS[name])
+        if WINDOWS[step] == "waits":
+            for name in WAITS:
+                setattr(torch.Tensor, name, counting(name))
+        if WINDOWS[step] == "calls":
+            sys.setprofile(called)
+
+
+ORIGINAL = torch.Tensor.__torch_function__
+METHODS = {name: getattr(torch.Tensor, name) for name in WAITS}
+
+
+def counting(name: str) -> Any:
+    def method(tensor: torch.Tensor, *args: Any, **options: Any) -> Any:
+        counted["waits"] += 1
+        return METHODS[name](tensor, *args, **options)
+
+    return method
+
+
+def called(frame: FrameType, event: str, argument: Any) -> None:
+    counted["calls"] += event in ("call", "c_call")
+
+
+def logging(kind: type) -> None:
+    """Has a class of loggers count how often it is given values."""
+    log = kind.log_metrics  # type: ignore[attr-defined]
+
+    def log_metrics(self: Any, *args: Any, **options: Any) -> Any:
+        counted["rows"] += 1
+        return log(self, *args, **options)
+
+    kind.log_metrics = log_metrics  # type: ignore[attr-defined]
+
+
+if __name__ == "__main__":
+    _, name, result = sys.argv
+    sys.argv = ["main.py"]
+    sys.modules["contenders"] = contenders
+    contenders.PARTS.update(contenders.with_lightning())
+    contenders.Clock.on_train_batch_start = Probe.on_train_batch_start
+    contenders.COMMON += " --trainer.limit_train_batches 300"
+    # AdamW asks its own step for values.
+    contenders.Sized.configure_optimizers = lambda model: torch.optim.SGD(model.parameters(), 1e-3)
+    from lightning.pytorch.loggers import WandbLogger
+
+    logging(WandbLogger)
+    contenders.KINDS[name]("small")
+    modules = sorted({module.partition(".")[0] for module in sys.modules})
+    Path(result).write_text(json.dumps({**counted, "modules": modules}))
