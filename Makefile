@@ -26,6 +26,9 @@ ROUNDS ?= 100
 chaos: .venv/ready  # kills and resumes so many runs at random moments, and compares them with undisturbed ones
 	$(BIN)/python tests/chaos.py --rounds $(ROUNDS)
 
+bench: .venv/ready  # what a project costs beside less and more: benchmarks/results/, in a few minutes
+	$(BIN)/python benchmarks/bench.py
+
 check: .venv/ready  # ruff and mypy, on the template's own Python and on a baked project; never writes
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -50,4 +53,4 @@ fix: .venv/ready  # what ruff can mend by itself
 	$(BIN)/python -m pip install --disable-pip-version-check --requirement requirements.txt
 	@touch $@
 
-.PHONY: demo test test-all chaos check fix
+.PHONY: demo test test-all chaos bench check fix

@@ -1,6 +1,7 @@
 """Overlays do what they say: as far as a CPU can go, and one line where it cannot."""
 
 import csv
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -72,11 +73,44 @@ def test_mixed_precision_multiplies_in_bfloat16_keeps_weights_in_32_bits_and_lea
     SEEN.clear()
     outcome = command(
         f"fit --config @digits --config @gpu {BRIEF} --trainer.max_epochs 8 --trainer.callbacks+=test_overlays.Kinds"
+        " --compile false"
     )
     assert (outcome.code, outcome.err) == (0, ""), outcome.err
     assert {("output", torch.bfloat16), ("weights", torch.float32), ("optimizer", torch.float32)} == SEEN
     assert outcome.run is not None
     assert max(float(row["val/acc"]) for row in rows(outcome.run) if row["val/acc"]) > 0.94
+
+
+COMPILED = """
+class Compiled(Callback):
+    def on_train_start(self, trainer, pl_module):
+        names = [name for name, part in pl_module.named_children() if part._compiled_call_impl is not None]
+        print(f"compiled {names} {torch.get_float32_matmul_precision()}")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch compiles by a C++ compiler")
+def test_a_compiled_model_learns_the_same_and_leaves_checkpoints_that_need_no_compiler(
+    bake: Bake, run: Run, tmp_path: Path
+) -> None:
+    project = bake(tmp_path)
+    (project / "seen.py").write_text(f"import torch\nfrom lightning.pytorch import Callback\n{COMPILED}")
+    fit = f"main.py fit --config configs/digits.yaml {BRIEF} --trainer.max_epochs 1 --trainer.limit_train_batches 8 "
+    fit += "--model.dropout 0 --model.optimizer SGD --model.lr 0.05 "  # a compiled dropout draws otherwise
+    for name, options in {"plain": "", "compiled": "--compile true --matmul_precision high"}.items():
+        words = f"{fit}{options} --trainer.callbacks+ seen.Compiled".split()
+        screen = run(sys.executable, *words, cwd=project, WANDB_RUN_ID=name, RUNS_ROOT=str(tmp_path / "runs"))
+        assert ("compiled ['network'] high" in screen) == (name == "compiled"), screen
+    states = [
+        torch.load(tmp_path / "runs" / name / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+        for name in ("plain", "compiled")
+    ]
+    assert states[0].keys() == states[1].keys()
+    for name, weights in states[0].items():
+        torch.testing.assert_close(weights, states[1][name], atol=1e-4, rtol=1e-3)
+    again = "--resume compiled --trainer.max_epochs 2 --compile false"
+    run(sys.executable, "main.py", "fit", *again.split(), cwd=project, RUNS_ROOT=str(tmp_path / "runs"))
 
 
 def test_without_a_gpu_a_sharded_model_is_refused_in_one_line(command: Commands) -> None:

@@ -123,6 +123,7 @@ def test_wandb_has_the_whole_configuration_nested_and_once(trained: Trained) -> 
     config = {key: value for key, value in trained.record.config.items() if key not in ("_wandb", "run")}
     assert config == yaml.safe_load((trained.folder / "config.yaml").read_text())
     options = {"seed_everything", "test_after_fit", "weights_only", "predictions", "predictions_table"}
+    options |= {"compile", "matmul_precision"}
     assert set(config) == {"trainer", "model", "data", "callbacks", *options}
     assert config["model"]["init_args"]["lr"] == 0.002
     assert config["trainer"]["logger"]["init_args"]["project"] == 'a "b" {c}'

@@ -136,7 +136,7 @@ def test_the_configuration_is_whole_nested_and_there_once(trained: Trained, mach
     assert config == saved
     assert set(saved) == {
         *("seed_everything", "trainer", "model", "data", "callbacks", "test_after_fit", "weights_only"),
-        *("predictions", "predictions_table"),
+        *("predictions", "predictions_table", "compile", "matmul_precision"),
     }
     assert about["command"].startswith("main.py fit --config configs/digits.yaml --trainer.max_epochs 3")
     assert about["commit"] == machine.git("rev-parse", "HEAD")

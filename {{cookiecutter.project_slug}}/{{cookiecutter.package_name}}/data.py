@@ -63,5 +63,6 @@ class Digits(LightningDataModule):
             drop_last=drop_last,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
+            pin_memory=torch.cuda.is_available(),  # a GPU fetches such a batch while it computes
             collate_fn=tuple,  # `__getitems__` has already made the batch
         )

@@ -55,7 +55,7 @@ class Classifier(LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         images, labels = batch
         loss = F.cross_entropy(self(images), labels)
-        self.log("train/loss", loss, prog_bar=True)
+        self.log("train/loss", loss)
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -95,5 +95,5 @@ class Classifier(LightningModule):
         logits = self(images)
         loss = F.cross_entropy(logits, labels)
         metrics.update(preds=logits, target=labels, value=loss, weight=len(labels))
-        self.log_dict(metrics, prog_bar=True)
+        self.log_dict(metrics)
         return logits

@@ -10,16 +10,17 @@ import warnings
 from argparse import ArgumentError, ArgumentParser
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import torch
 import yaml
 from jsonargparse import Namespace
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import BasePredictionWriter, Checkpoint, ModelCheckpoint, ProgressBar, TQDMProgressBar
+from lightning.pytorch.callbacks import BasePredictionWriter, Checkpoint, ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from .callbacks import Callbacks, EpochLines, MetricsFile, NameCheck, Record
+from .callbacks import Bar, Callbacks, EpochLines, MetricsFile, NameCheck, Record
 from .endings import Endings
 from .resume import Bookmark, Checkpoints
 from .run import LOCKS, PROJECT, REDACTED, SECTIONS, VERBS, Mistake, Run, command, redacted, runs_root, shown
@@ -96,6 +97,9 @@ class CLI(LightningCLI):
         parser.add_argument("--runs_root", type=str | None, help=f"Folder of all runs, {runs_root()} if null.")
         parser.add_argument("--init_from", type=str | None, help="Checkpoint whose weights `fit` begins with.")
         parser.add_argument("--resume", type=str | None, help="Run that `fit` goes on with.")
+        parser.add_argument("--compile", type=bool, default=False, help="Compile what the model is made of.")
+        precision = "Of products in 32 bits on GPUs; torch's own if null."
+        parser.add_argument("--matmul_precision", type=Literal["highest", "high", "medium"] | None, help=precision)
         parser.link_arguments("data.num_classes", "model.init_args.num_classes", apply_on="instantiate")
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -198,8 +202,7 @@ class CLI(LightningCLI):
             kwargs.update(dict.fromkeys(BAREBONES))
         elif settings.enable_progress_bar is not False and not any(isinstance(c, ProgressBar) for c in theirs):
             kwargs["enable_progress_bar"] = sys.stdout.isatty()
-            # Lightning's own bar, a rich one, takes a tenth of a small step.
-            callbacks.append(TQDMProgressBar() if sys.stdout.isatty() else EpochLines())
+            callbacks.append(Bar() if sys.stdout.isatty() else EpochLines())
         if not settings.barebones:
             callbacks.append(self.endings)  # last, so that it saves what the others have made of a batch
         if settings.enable_checkpointing is False:
@@ -228,11 +231,17 @@ class CLI(LightningCLI):
         return trainer
 
     def before_fit(self) -> None:
-        """Begins with the weights of another run if asked to, and says what did not fit."""
+        """Begins with the weights of another run if asked to, and says what did not fit; has the model compiled."""
         if self.checkpoint and self.way == "init_from":
             from .references import init_weights
 
             init_weights(self.model, Path(self.checkpoint))
+        config = self.config_init[self.subcommand]
+        if config.matmul_precision:
+            torch.set_float32_matmul_precision(config.matmul_precision)
+        for part in self.model.children() if config.compile else ():
+            if next(part.parameters(), None) is not None:  # a metric has none
+                part.compile()  # in its place: a checkpoint has the names that it has without
 
     def after_fit(self) -> None:
         """Tests the best checkpoint if asked to, and says what the run left and how to go on."""

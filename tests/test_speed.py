@@ -1,0 +1,64 @@
+"""What a step costs, counted and not timed: calls, waiting, rows and imports are the same on any machine."""
+
+import json
+import os
+import pty
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from bakery import TEMPLATE, environment
+from conftest import Bake
+
+Counts = dict[str, Any]
+HEAVY = {"IPython", "matplotlib", "onnx", "pandas", "pyarrow", "rich", "scipy", "sklearn", "tensorboard", "torchvision"}
+
+
+@pytest.fixture(scope="module")
+def counts(bake: Bake, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Counts]:
+    """Of the generated project and of a plain LightningCLI with its model, data, callbacks and logger."""
+    home = tmp_path_factory.mktemp("s")
+    project = bake(home)
+    for file in (TEMPLATE / "benchmarks" / "contenders.py", Path(__file__).with_name("probe.py")):
+        shutil.copy(file, project)
+    results = {}
+    for kind in ("plain", "shipped"):
+        result = home / f"{kind}.json"
+        child, terminal = pty.fork()
+        if not child:
+            os.chdir(project)
+            env = environment(home / kind) | {"WANDB_MODE": "offline", "OMP_NUM_THREADS": "1"}
+            os.execve(sys.executable, [sys.executable, "probe.py", kind, str(result)], env)
+        screen = b""
+        while True:
+            try:
+                screen += (piece := os.read(terminal, 65536))
+            except OSError:  # on Linux, its end
+                break
+            if not piece:
+                break
+        os.close(terminal)
+        assert not os.waitpid(child, 0)[1], screen.decode(errors="replace")
+        results[kind] = json.loads(result.read_text())
+    return results
+
+
+def test_a_step_calls_hardly_more_functions_than_lightning_does(counts: dict[str, Counts]) -> None:
+    assert counts["shipped"]["calls"] < 1.1 * counts["plain"]["calls"]
+
+
+def test_no_step_waits_for_a_value_between_two_that_are_logged(counts: dict[str, Counts]) -> None:
+    assert counts["shipped"].get("waits", 0) <= 10  # the bar may be drawn meanwhile
+
+
+def test_a_logger_is_asked_only_where_something_is_logged(counts: dict[str, Counts]) -> None:
+    # 300 steps, each 50th of which is logged: its values and the learning rate; the validation.
+    assert counts["shipped"]["rows"] <= 2 * 6 + 2
+
+
+def test_a_training_imports_nothing_that_it_does_not_need(counts: dict[str, Counts]) -> None:
+    ours, theirs = (set(counts[kind]["modules"]) for kind in ("shipped", "plain"))
+    assert ours - theirs <= {"main", "filelock", "faulthandler", "_sitebuiltins"}
+    assert not ours & (HEAVY - theirs)
