@@ -81,6 +81,8 @@ def loader(size: str) -> float:
 def with_lightning() -> dict[str, Any]:
     """What needs Lightning and the project: imported by those contenders alone."""
     import lightning.pytorch as pl
+    import numpy as np
+    from PIL import Image
     from torchmetrics.classification import MulticlassAccuracy
 
     from my_project.data import Digits, Images
@@ -117,16 +119,19 @@ def with_lightning() -> dict[str, Any]:
             self.test = self.val
 
     class OneByOne(Dataset[tuple[Tensor, int]]):
-        """A dataset as tutorials write it."""
+        """A dataset as tutorials take it from torchvision: each sample becomes a picture, and that a tensor."""
 
         def __init__(self, number: int) -> None:
-            self.pixels, self.labels = images(number)
+            pixels, self.labels = images(number)
+            self.pixels = (pixels[:, 0] * 255).byte().numpy()
 
         def __len__(self) -> int:
             return len(self.labels)
 
         def __getitem__(self, index: int) -> tuple[Tensor, int]:
-            return (self.pixels[index] - 0.5) / 0.5, int(self.labels[index])
+            picture = Image.fromarray(self.pixels[index])
+            tensor = torch.from_numpy(np.array(picture, copy=True))[None].float().div(255)
+            return (tensor - 0.5) / 0.5, int(self.labels[index])
 
     class Usual(pl.LightningDataModule):
         """A data module as tutorials write it."""

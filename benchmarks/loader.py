@@ -55,7 +55,7 @@ def rate(data: Any, workers: int, **options: Any) -> float:
 def main() -> None:
     torch.set_num_threads(1)
     memory = torch.rand(20_000, 1, 28, 28), torch.randint(10, (20_000,))
-    counts = (0, 1, 2, 4)
+    counts = (0, 1, 2)
     print(f"{os.cpu_count()} cores, load before {os.getloadavg()[0]:.1f}\n")
     print(
         f"| samples a second | {' | '.join(f'{count} workers' for count in counts)} |\n|{' --- |' * (len(counts) + 1)}"
