@@ -127,8 +127,8 @@ def picture(data: dict[str, Any]) -> Figure:
     for size, panel in zip(SIZES, figure.subplots(1, len(SIZES)), strict=True):
         names = [*data["ms"]][::-1]
         colors = ["C1" if name == "shipped" else "C0" for name in names]
-        panel.barh(names, [64e3 / data["ms"][name][size] for name in names], color=colors)
-        panel.set(title=f"{size} network, {data['ms']['raw'][size]:.1f} ms a step", xlabel="samples a second")
+        panel.barh(names, [64 / data["ms"][name][size] for name in names], color=colors)
+        panel.set(title=f"{size} network, {data['ms']['raw'][size]:.1f} ms a step", xlabel="thousand samples a second")
     return figure
 
 

@@ -43,6 +43,7 @@ FILES = {
     "my_project/data.py",
     "my_project/engine/__init__.py",
     "my_project/engine/artifacts.py",
+    "my_project/engine/bar.py",
     "my_project/engine/callbacks.py",
     "my_project/engine/cli.py",
     "my_project/engine/endings.py",

@@ -5,7 +5,6 @@ import csv
 import math
 import os
 import re
-import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -14,7 +13,7 @@ from typing import Any, Literal
 
 import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.model_helpers import is_overridden
@@ -262,28 +261,6 @@ class EpochLines(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.enable_validation:
             self.on_validation_end(trainer, pl_module)
-
-
-class Bar(TQDMProgressBar):
-    """Lightning's bar, drawn five times a second with all that was logged last, so that no step waits for a value."""
-
-    drawn = 0.0
-
-    def due(self) -> bool:
-        before, now = self.drawn, time.monotonic()
-        self.drawn = now if now - before > 0.2 else before
-        return self.drawn == now
-
-    def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
-        if self.due() or trainer.is_last_batch:
-            super().on_train_batch_end(trainer, *args)
-
-    def on_validation_batch_end(self, *args: Any) -> None:
-        if self.due():
-            super().on_validation_batch_end(*args)
-
-    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
-        return {name: value.item() for name, value in sorted(trainer.callback_metrics.items())}
 
 
 class MetricsFile(DummyLogger):

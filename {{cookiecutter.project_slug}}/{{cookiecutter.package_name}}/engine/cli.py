@@ -20,7 +20,7 @@ from lightning.pytorch.callbacks import BasePredictionWriter, Checkpoint, ModelC
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from .callbacks import Bar, Callbacks, EpochLines, MetricsFile, NameCheck, Record
+from .callbacks import Callbacks, EpochLines, MetricsFile, NameCheck, Record
 from .endings import Endings
 from .resume import Bookmark, Checkpoints
 from .run import LOCKS, PROJECT, REDACTED, SECTIONS, VERBS, Mistake, Run, command, redacted, runs_root, shown
@@ -202,6 +202,8 @@ class CLI(LightningCLI):
             kwargs.update(dict.fromkeys(BAREBONES))
         elif settings.enable_progress_bar is not False and not any(isinstance(c, ProgressBar) for c in theirs):
             kwargs["enable_progress_bar"] = sys.stdout.isatty()
+            if sys.stdout.isatty():
+                from .bar import Bar
             callbacks.append(Bar() if sys.stdout.isatty() else EpochLines())
         if not settings.barebones:
             callbacks.append(self.endings)  # last, so that it saves what the others have made of a batch
