@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import CombinedLoader
 from torch import Tensor
+from torch.utils.data import IterableDataset
 
 from .run import Mistake, replacing, shown
 
@@ -54,7 +55,7 @@ class Predictions(BasePredictionWriter):
         rows = {len(column) for column in values.values()}
         batches = self.loaders.setdefault(dataloader_idx, [])
         loader = CombinedLoader(trainer.predict_dataloaders, "sequential").flattened[dataloader_idx]
-        if getattr(loader, "batch_sampler", None) is None:  # then these are another loader's
+        if isinstance(getattr(loader, "dataset", None), IterableDataset | None):  # then these are another loader's
             batch_indices = None
         if not batch_indices and trainer.world_size == 1:  # by their order alone
             begin = sum(len(columns["index"]) for columns in batches)
