@@ -207,7 +207,7 @@ def test_a_trial_that_was_killed_goes_on_in_its_run_and_its_sweep(whole: bool, m
         agent.kill()
     os.kill(trial, signal.SIGKILL)
     ended(agent, -signal.SIGKILL if whole else 0)
-    epochs = torch.load(last, weights_only=True)["epoch"] + 2
+    epochs = torch.load(last, weights_only=True)["epoch"] + 10  # W&B may have some that came after it: they are short
     screen = machine("main.py", "fit", "--resume", run.id, "--trainer.max_epochs", str(epochs))
     assert run.id in screen
     assert (machine.server.runs[run.id], run.sweep, run.state) == (run, sweep.id, "finished")
