@@ -8,7 +8,6 @@ import argparse
 import json
 import os
 import platform
-import pty
 import sys
 import tempfile
 import time
@@ -20,7 +19,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-from bakery import bake, environment
+from bakery import bake, environment, in_terminal
 from contenders import KINDS, SIZES, TRAINED
 from matplotlib.figure import Figure
 
@@ -50,21 +49,7 @@ COLD = {  # by name: a command of Python, and the one that it is compared with
 def seconds(words: Sequence[str | Path], project: Path, env: dict[str, str]) -> float:
     """How long a command of Python takes, in a terminal of its own."""
     begin = time.perf_counter()
-    child, terminal = pty.fork()
-    if not child:
-        os.chdir(project)
-        os.execve(sys.executable, [sys.executable, *map(str, words)], env)
-    screen = bytearray()
-    while True:
-        try:
-            if not (piece := os.read(terminal, 65536)):
-                break
-        except OSError:  # on Linux, its end
-            break
-        screen += piece
-    os.close(terminal)
-    if os.waitpid(child, 0)[1]:
-        raise SystemExit(f"{words} failed:\n{screen.decode(errors='replace')}")
+    in_terminal(words, project, env)
     return time.perf_counter() - begin
 
 

@@ -40,16 +40,12 @@ class Clock(Callback):
         steps = sorted(b - a for a, b in zip(self.times, self.times[1:]))
         if trainer.is_global_zero and steps:
             print(f"\\nstep {1000 * steps[len(steps) // 2]:.3f}", flush=True)
-
-class Compile(Callback):
-    def setup(self, trainer, module, stage):
-        module.network.compile()
 """
 WAYS = {  # by what is tried: the options that ask for it
     "32 bits": "",
-    "bf16": "--config configs/gpu.yaml",
-    "32 bits, compiled": "--trainer.callbacks+ extras.Compile",
-    "bf16, compiled": "--config configs/gpu.yaml --trainer.callbacks+ extras.Compile",
+    "bf16": "--config configs/gpu.yaml --compile false",
+    "32 bits, compiled": "--compile true",
+    "bf16, compiled": "--config configs/gpu.yaml",
 }
 
 

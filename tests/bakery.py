@@ -4,7 +4,10 @@ For the fixtures of all tests, for `chaos.py` and for the scripts in benchmarks/
 """
 
 import os
+import pty
 import re
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from cookiecutter.main import cookiecutter
@@ -40,3 +43,21 @@ def environment(home: Path) -> dict[str, str]:
         kept[name] = str(home / name.removeprefix("WANDB_")[:4])  # W&B names a socket in TMPDIR: short
         Path(kept[name]).mkdir(parents=True, exist_ok=True)
     return kept | {"WANDB_BASE_URL": "http://127.0.0.1:9"}  # nothing listens there: nothing is sent, even by mistake
+
+
+def in_terminal(words: Sequence[str | Path], folder: Path, env: dict[str, str]) -> str:
+    """Runs a command of Python in a terminal of its own and returns what it showed; ends with that if it fails."""
+    child, terminal = pty.fork()
+    if not child:
+        os.chdir(folder)
+        os.execve(sys.executable, [sys.executable, *map(str, words)], env)
+    screen = bytearray()
+    try:
+        while piece := os.read(terminal, 65536):
+            screen += piece
+    except OSError:  # on Linux, its end
+        pass
+    os.close(terminal)
+    if os.waitpid(child, 0)[1]:
+        raise SystemExit(f"{words} failed:\n{screen.decode(errors='replace')}")
+    return screen.decode(errors="replace")

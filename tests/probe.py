@@ -26,7 +26,6 @@ class Probe(Callback):
         if step not in WINDOWS:
             return
         sys.setprofile(None)
-        torch.Tensor.__torch_function__ = ORIGINAL  # type: ignore[method-assign]
         for name in WAITS:
             setattr(torch.Tensor, name, METHODS[name])
         if WINDOWS[step] == "waits":
@@ -36,7 +35,6 @@ class Probe(Callback):
             sys.setprofile(called)
 
 
-ORIGINAL = torch.Tensor.__torch_function__
 METHODS = {name: getattr(torch.Tensor, name) for name in WAITS}
 
 

@@ -128,6 +128,18 @@ def test_a_mistake_is_one_line(place: Place, options: str, line: str) -> None:
     assert not [*place.folder("mistaken").glob("checkpoints/*")]
 
 
+def test_a_loss_that_is_no_number_ends_the_loop_and_leaves_what_was_good(place: Place) -> None:
+    place("good", f"{FABRIC} --trainer.max_epochs 1")
+    file = place.folder("good") / "checkpoints" / "last.ckpt"
+    before = file.read_bytes()
+    screen = place("good", "train_fabric.py --resume good --trainer.max_epochs 9 --data.batch_size 64", code=0)
+    assert re.search(r"epoch 8 +step 171 +lr-AdamW 0.002  train/loss \S+  val/acc \S+  val/loss \S+\n", screen)
+    assert file.read_bytes() != before
+    (error,) = errors(place("lost", f"{FABRIC} --trainer.max_epochs 9 --model.optimizer SGD --model.lr 1e30", code=1))
+    assert error in ("error: train/loss is nan at step 5; it is not saved",)
+    assert not [*place.folder("lost").glob("checkpoints/*")]
+
+
 def test_a_checkpoint_of_the_trainer_is_refused_in_one_line(place: Place) -> None:
     place("other", f"{TRAINER} --trainer.max_epochs 1")
     file = place.folder("other") / "checkpoints" / "last.ckpt"

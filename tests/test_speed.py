@@ -1,15 +1,12 @@
 """What a step costs, counted and not timed: calls, waiting, rows and imports are the same on any machine."""
 
 import json
-import os
-import pty
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from bakery import TEMPLATE, environment
+from bakery import TEMPLATE, environment, in_terminal
 from conftest import Bake
 
 Counts = dict[str, Any]
@@ -26,21 +23,8 @@ def counts(bake: Bake, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Co
     results = {}
     for kind in ("plain", "shipped"):
         result = home / f"{kind}.json"
-        child, terminal = pty.fork()
-        if not child:
-            os.chdir(project)
-            env = environment(home / kind) | {"WANDB_MODE": "offline", "OMP_NUM_THREADS": "1"}
-            os.execve(sys.executable, [sys.executable, "probe.py", kind, str(result)], env)
-        screen = b""
-        while True:
-            try:
-                screen += (piece := os.read(terminal, 65536))
-            except OSError:  # on Linux, its end
-                break
-            if not piece:
-                break
-        os.close(terminal)
-        assert not os.waitpid(child, 0)[1], screen.decode(errors="replace")
+        env = environment(home / kind) | {"WANDB_MODE": "offline", "OMP_NUM_THREADS": "1"}
+        in_terminal(["probe.py", kind, result], project, env)
         results[kind] = json.loads(result.read_text())
     return results
 

@@ -1,9 +1,10 @@
 """What a loop of one's own shares with `main.py fit`: command line, run folder, checkpoints, record in W&B."""
 
+import inspect
 import os
 import secrets
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -107,7 +108,7 @@ class Loop(Fabric):
         try:
             rest = self.load(file, self.objects, weights_only=True)
         except KeyError as error:
-            raise Mistake(f"{shown(file)}: expected a checkpoint of {Path(sys.argv[0]).name}, got another") from error
+            raise Mistake(f"{shown(file)}: expected a checkpoint of {script(type(self))}, got another") from error
         mark, states = rest["loop"], rest["callbacks"]
         self.current_epoch, self.batch, self.global_step, self.seed = mark["at"]
         self.record.restored_step = self.global_step
@@ -128,9 +129,16 @@ class Loop(Fabric):
         batches.sampler.lent = False  # here a rank may have no sample
         return loader
 
+    def log_dict(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        """Gives values to all loggers, and to the callbacks."""
+        super().log_dict(metrics, step)
+        self.callback_metrics |= {name: torch.as_tensor(value) for name, value in metrics.items() if name != "epoch"}
+
     def after_batch(self) -> None:
         """Counts a batch, and leaves with a checkpoint if a signal asks for it."""
         self.batch, self.global_step = self.batch + 1, self.global_step + 1
+        if self.named.divergence:
+            self.named.divergence.on_train_batch_start(self, self.model, None, self.batch)  # type: ignore[arg-type]
         self.endings.on_train_batch_end(self, self.model)  # type: ignore[arg-type]
         if self.endings.leaving:
             self._write(self.last)
@@ -138,7 +146,6 @@ class Loop(Fabric):
 
     def after_epoch(self, metrics: dict[str, torch.Tensor]) -> None:
         """Keeps the best checkpoint and the last one."""
-        self.callback_metrics = metrics
         for callback in filter(None, (self.named.summaries, EpochLines())):
             callback.on_validation_end(self, self.model)  # type: ignore[arg-type]
         epoch, saved = self.current_epoch, self.named.checkpoint
@@ -186,13 +193,18 @@ class Loop(Fabric):
             self.save(part, content)
 
 
+def script(loop: type[Loop]) -> str:
+    """The name of the file that a loop is written in."""
+    return Path(inspect.getfile(loop)).name
+
+
 class LoopCLI(CLI):
     """The command line of a loop: `main.py`'s, with the options that the loop has."""
 
     lowest = []  # noqa: RUF012
 
     def __init__(self, loop: type[Loop], words: list[str], endings: Endings) -> None:
-        self.program = Path(sys.argv[0]).name
+        self.program = script(loop)
         super().__init__(words, endings, trainer_class=loop)
 
     @staticmethod

@@ -8,11 +8,11 @@ import torch
 import wandb
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import WandbLogger
-from lightning.pytorch.utilities import CombinedLoader
 from matplotlib.figure import Figure
 from torch import Tensor
 from torchmetrics.utilities.plot import plot_confusion_matrix
 
+from .ranks import lent
 from .run import Mistake
 
 Row = dict[str, Any]  # what is shown of a sample, by column
@@ -52,9 +52,7 @@ class Samples(Callback):
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        loader = CombinedLoader(trainer.val_dataloaders, "sequential").flattened[0]
-        lent = getattr(getattr(getattr(loader, "batch_sampler", None), "sampler", None), "lent", False)
-        if not self.due or lent or dataloader_idx:
+        if not self.due or dataloader_idx or lent(trainer.val_dataloaders, 0):
             return
         columns = {name: values_of(column) for name, column in pl_module.samples(batch, outputs).items()}
         if len({len(values) for values in columns.values()}) != 1:

@@ -129,6 +129,5 @@ def columns(prediction: Any) -> Iterator[tuple[str, np.ndarray]]:
 
 def numbers(values: Any) -> np.ndarray:
     if isinstance(values, Tensor):
-        values = values.detach().cpu()
-        return (values.float() if values.is_floating_point() and values.dtype != torch.float64 else values).numpy()
+        values = (values.float() if values.dtype == torch.bfloat16 else values).detach().cpu().numpy()
     return np.asarray(values)

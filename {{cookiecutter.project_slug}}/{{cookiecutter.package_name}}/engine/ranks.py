@@ -94,9 +94,7 @@ class Ranks(Callback):
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Keeps the metrics as they are before a sample that `Order` lent to this rank, which has none of its own."""
-        loaders = trainer.test_dataloaders if trainer.testing else trainer.val_dataloaders
-        loader = CombinedLoader(loaders, "sequential").flattened[dataloader_idx]
-        if getattr(getattr(getattr(loader, "batch_sampler", None), "sampler", None), "lent", False):
+        if lent(trainer.test_dataloaders if trainer.testing else trainer.val_dataloaders, dataloader_idx):
             metrics = (module for module in pl_module.modules() if isinstance(module, Metric))
             self.kept = {metric: copy.deepcopy(metric.metric_state) for metric in metrics}
 
@@ -120,6 +118,12 @@ class Ranks(Callback):
         self.kept = None
 
     on_test_batch_start, on_test_batch_end = on_validation_batch_start, on_validation_batch_end
+
+
+def lent(loaders: Any, number: int) -> bool:
+    """Whether the sample that this rank gets of one of the loaders is another's, for it has none of its own."""
+    loader = CombinedLoader(loaders, "sequential").flattened[number]
+    return getattr(getattr(getattr(loader, "batch_sampler", None), "sampler", None), "lent", False)
 
 
 class Nothing:
