@@ -1,4 +1,4 @@
-"""`make bench`: what the generated project costs beside less and more, in a table, as JSON and as a picture.
+"""`make bench`: what the generated project costs beside less and more, in tables, as JSON and as a picture.
 
 Writes benchmarks/results/. Each contender of `contenders.py` is a process of its own in a terminal of its own, one
 thread, in turn (A B C A B C ...); medians. Times hold for one machine at one time, ratios for more.
@@ -11,8 +11,10 @@ import platform
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from importlib.metadata import version
+from itertools import pairwise, product
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -22,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from bakery import bake, environment, in_terminal
 from contenders import KINDS, SIZES, TRAINED
 from matplotlib.figure import Figure
+from ranks import CLOCK, steps
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
@@ -46,6 +49,15 @@ COLD = {  # by name: a command of Python, and the one that it is compared with
 }
 
 
+WIDE = "--model.width 120 --trainer.max_steps 60"  # a network of about 20 ms a step
+GROWTH = {  # by name: words that are appended to the command of `plain` and of `shipped`, with the small network
+    "as it is": "",
+    "16 values logged in a step, not 1": "--model.values 16",
+    "10 more callbacks that do something": " --trainer.callbacks+ contenders.Busy" * 10,
+    "an epoch's end each 50 steps, not at the end alone": "--trainer.limit_train_batches 50 --trainer.min_epochs 20 --trainer.max_epochs 20",
+}
+
+
 def seconds(words: Sequence[str | Path], project: Path, env: dict[str, str]) -> float:
     """How long a command of Python takes, in a terminal of its own."""
     begin = time.perf_counter()
@@ -54,72 +66,102 @@ def seconds(words: Sequence[str | Path], project: Path, env: dict[str, str]) -> 
 
 
 def measured(rounds: int) -> dict[str, Any]:
-    """Everything, as plain data."""
+    """All medians, as plain data: of contenders, of what grows, of commands and of ranks."""
     packages = ("torch", "lightning", "wandb", "jsonargparse", "torchmetrics", "numpy")
     about = {name: version(name) for name in packages} | {
         "python": platform.python_version(),
         "cores": os.cpu_count(),
         "processor": platform.processor() or platform.machine(),
-        "load before": os.getloadavg()[0],
+        "load before": round(os.getloadavg()[0], 1),
     }
+    taken: dict[tuple[str, str], list[dict[str, float]]] = defaultdict(list)
     with tempfile.TemporaryDirectory() as place:
         home = Path(place)
         project = bake(home, home)
         (project / "contenders.py").write_text((HERE / "contenders.py").read_text())
+        (project / "clock.py").write_text(CLOCK)
         env = environment(home / "e") | {"OMP_NUM_THREADS": "1", "WANDB_MODE": "offline", "COLUMNS": "120"}
-        results: dict[str, list[dict[str, Any]]] = {name: [] for name in KINDS}
-        cold: dict[str, list[float]] = {name: [] for name in COLD}
+
+        def contend(kind: str, size: str, words: str = "") -> dict[str, float]:
+            result = home / "result.json"
+            seconds(["contenders.py", kind, size, result, *words.split()], project, env)
+            return dict(json.loads(result.read_text()))
+
         for number in range(rounds):
-            for name in KINDS:
-                result = home / "result.json"
-                seconds(["contenders.py", name, result], project, env)
-                results[name].append(json.loads(result.read_text()))
-                print(f"round {number + 1} of {rounds}: {name}", flush=True)
-            for name, words in COLD.items():
-                cold[name].append(seconds(words, project, env))
-    steps = {name: {size: median(one["ms"][size] for one in of) for size in SIZES} for name, of in results.items()}
-    others = {name: {key: median(one[key] for one in of) for key in ("first", "peak")} for name, of in results.items()}
-    return {"about": about, "ms": steps, "start": others, "cold": {name: median(of) for name, of in cold.items()}}
+            for size, kind in product(SIZES, KINDS):
+                taken[kind, size].append(contend(kind, size))
+            for (name, words), kind in product(GROWTH.items(), ("plain", "shipped")):
+                taken[kind, name].append(contend(kind, "small", words))
+            for name, line in COLD.items():
+                taken["cold", name].append({"s": seconds(line, project, env)})
+            for ranks in (1, 2):
+                at = steps(project, home / f"{number}-{ranks}", "lightning", ranks, f"--trainer.max_epochs -1 {WIDE}")
+                taken["ranks", str(ranks)].append({"ms": 1000 * median(b - a for a, b in pairwise(at[11:]))})
+            print(f"round {number + 1} of {rounds} is over", flush=True)
+    results: dict[str, Any] = {"about": about}
+    for (kind, what), of in taken.items():
+        results.setdefault(kind, {})[what] = {key: median(one[key] for one in of) for key in of[0]}
+    return results
 
 
 def table(data: dict[str, Any]) -> str:
     """The results in Markdown."""
-    ms, lines = data["ms"], []
-    sizes = [f"{size}: ms a step" for size in SIZES]
-    lines += ["| | " + " | ".join(f"{size} | of the limit" for size in sizes) + " | first step, s | peak, MiB |"]
-    lines += ["|" + " --- |" * (2 * len(SIZES) + 3)]
-    for name, of in ms.items():
-        cells = [f"{of[size]:.2f} | {ms['raw'][size] / of[size]:.2f}" for size in SIZES]
-        first = f"{data['start'][name]['first']:.1f}" if data["start"][name]["first"] else ""
-        about = (KINDS[name].__doc__ or "").rstrip(".")
-        lines += [f"| {about} (`{name}`) | " + " | ".join(cells) + f" | {first} | {data['start'][name]['peak']:.0f} |"]
-    lines += ["", "| what is asked | ratio |", "| --- | --- |"]
-    for size in SIZES:
-        lines += [f"| speed of `shipped` to `plain`, {size} | {ms['plain'][size] / ms['shipped'][size]:.2f} |"]
-        lines += [f"| speed of `shipped` to `usual`, {size} | {ms['usual'][size] / ms['shipped'][size]:.2f} |"]
-    cold = data["cold"]
-    lines += ["", "| from the command to its end | s |", "| --- | --- |"]
-    lines += [f"| {name} | {value:.2f} |" for name, value in cold.items()]
-    for ours, theirs in (("main.py --help", "plain --help"), ("main.py fit of one step", "plain fit of one step")):
-        lines += [f"| `{ours}` to `{theirs}` | {cold[ours] / cold[theirs]:.2f} times |"]
     about = ", ".join(f"{name} {value}" for name, value in data["about"].items())
-    return "\n".join([f"# Speed\n\n{TRAINED:,} images of 28 x 28, batches of 64, one thread. {about}.\n", *lines, ""])
+    lines = [f"# Speed\n\n{TRAINED:,} images of 28 x 28, batches of 64, one thread. {about}.\n"]
+
+    def rows(*head: str, of: Iterable[Sequence[str | float]]) -> None:
+        nonlocal lines
+        lines += ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
+        for cells in of:
+            texts = [cell if isinstance(cell, str) else f"{cell:.2f}" for cell in cells]
+            lines += ["| " + " | ".join(texts) + " |"]
+        lines += [""]
+
+    def speed(ours: str, theirs: str, size: str) -> float:
+        return float(data[theirs][size]["ms"] / data[ours][size]["ms"])
+
+    def contender(kind: str) -> list[str | float]:
+        cells = [part for size in SIZES for part in (data[kind][size]["ms"], speed(kind, "raw", size))]
+        at = data[kind]["large"]
+        rest = [f"{at[key]:.2f}" if at.get(key) else "" for key in ("first", "saving")]
+        return [f"{(KINDS[kind].__doc__ or '').rstrip('.')} (`{kind}`)", *cells, *rest, f"{at['peak']:.0f}"]
+
+    sizes = [part for size in SIZES for part in (f"{size}: ms a step", "of the limit")]
+    rest = ("large: first step, s", "a checkpoint, s", "peak, MiB")
+    rows("", *sizes, *rest, of=map(contender, KINDS))
+    of = [[f"speed of `shipped` to `{kind}`", *(speed("shipped", kind, size) for size in SIZES)] for kind in KINDS]
+    rows("", *SIZES, of=of[:-1])
+    of = [[name, *(data[kind][name]["ms"] for kind in ("plain", "shipped"))] for name in GROWTH]
+    rows("small: ms a step", "`plain`", "`shipped`", of=of)
+    cold = {name: values["s"] for name, values in data["cold"].items()}
+    rows("from the command to its end", "s", of=cold.items())
+    pairs = (("main.py --help", "plain --help"), ("main.py fit of one step", "plain fit of one step"))
+    rows("", "times", of=[(f"`{ours}` to `{theirs}`", cold[ours] / cold[theirs]) for ours, theirs in pairs])
+    alone, both = (data["ranks"][ranks]["ms"] for ranks in ("1", "2"))
+    rows(
+        "ranks of `shipped`",
+        "ms a step",
+        "samples a second",
+        of=[(1, alone, f"{64e3 / alone:.0f}"), (2, both, f"{128e3 / both:.0f}")],
+    )
+    return "\n".join(lines)
 
 
 def picture(data: dict[str, Any]) -> Figure:
     """Samples a second of each contender, one panel for each size."""
     figure = Figure(figsize=(11, 3.2), layout="constrained")
     for size, panel in zip(SIZES, figure.subplots(1, len(SIZES)), strict=True):
-        names = [*data["ms"]][::-1]
+        names = [*KINDS][::-1]
         colors = ["C1" if name == "shipped" else "C0" for name in names]
-        panel.barh(names, [64 / data["ms"][name][size] for name in names], color=colors)
-        panel.set(title=f"{size} network, {data['ms']['raw'][size]:.1f} ms a step", xlabel="thousand samples a second")
+        panel.barh(names, [64 / data[name][size]["ms"] for name in names], color=colors)
+        title = f"{size} network, {data['raw'][size]['ms']:.1f} ms a step"
+        panel.set(title=title, xlabel="thousand samples a second")
     return figure
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--rounds", type=int, default=3, help="how often each contender is timed")
+    parser.add_argument("--rounds", type=int, default=2, help="how often each contender is timed")
     data = measured(parser.parse_args().rounds)
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "speed.json").write_text(json.dumps(data, indent=2) + "\n")

@@ -48,6 +48,7 @@ def counting(name: str) -> Any:
 
 def called(frame: FrameType, event: str, argument: Any) -> None:
     counted["calls"] += event in ("call", "c_call")
+    counted["moves"] += event == "call" and frame.f_code.co_name == "_apply_to_collection_slow"
 
 
 def logging(kind: type) -> None:
@@ -67,7 +68,7 @@ if __name__ == "__main__":
     sys.modules["contenders"] = contenders
     contenders.PARTS.update(contenders.with_lightning())
     contenders.Clock.on_train_batch_start = Probe.on_train_batch_start
-    contenders.COMMON += " --trainer.limit_train_batches 300"
+    contenders.MORE += ["--trainer.limit_train_batches", "300"]
     # AdamW asks its own step for values.
     contenders.Sized.configure_optimizers = lambda model: torch.optim.SGD(model.parameters(), 1e-3)
     from lightning.pytorch.loggers import WandbLogger

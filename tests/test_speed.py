@@ -29,8 +29,14 @@ def counts(bake: Bake, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Co
     return results
 
 
-def test_a_step_calls_hardly_more_functions_than_lightning_does(counts: dict[str, Counts]) -> None:
-    assert counts["shipped"]["calls"] < 1.1 * counts["plain"]["calls"]
+def test_a_step_calls_fewer_functions_than_that_of_a_plain_lightning(counts: dict[str, Counts]) -> None:
+    assert counts["shipped"]["calls"] < 0.7 * counts["plain"]["calls"]
+
+
+def test_a_logged_value_stays_where_it_is_which_lightning_by_itself_does_not_see(counts: dict[str, Counts]) -> None:
+    # Of its issue 20388; once the second line fails, `_ResultMetric.to` can be left alone.
+    assert counts["shipped"]["moves"] <= 50 * 3
+    assert counts["plain"]["moves"] > 50 * 20
 
 
 def test_no_step_waits_for_a_value_between_two_that_are_logged(counts: dict[str, Counts]) -> None:

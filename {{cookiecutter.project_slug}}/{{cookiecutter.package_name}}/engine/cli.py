@@ -9,16 +9,18 @@ import sys
 import warnings
 from argparse import ArgumentError, ArgumentParser
 from collections.abc import Callable, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 import yaml
 from jsonargparse import Namespace
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter, Checkpoint, ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.trainer.connectors.logger_connector.result import _ResultMetric
 
 from .callbacks import Callbacks, EpochLines, MetricsFile, NameCheck, Record
 from .endings import Endings
@@ -28,6 +30,7 @@ from .wandb import Wandb
 
 # What `trainer.barebones` wants left to itself.
 BAREBONES = ("logger", "log_every_n_steps", "num_sanity_val_steps", "enable_progress_bar", "enable_model_summary")
+STEP_HOOKS = [name for name in vars(Callback) if "_batch_" in name or name.startswith(("on_before", "on_after"))]
 ORIGINS = "--print_config=origins"
 WAYS_ON = ("ckpt_path", "init_from", "resume")
 
@@ -72,6 +75,20 @@ def silence() -> None:
         r"`\.\w+\(ckpt_path=\"best\"\)` is called with Trainer configured with multiple",  # one of which has a best
     ):
         warnings.filterwarnings("ignore", message)
+
+
+def lighten(callbacks: Sequence[Callback]) -> None:
+    """Takes out of each step what Lightning does in it for nothing, until LOCKS is closed."""
+    for callback, hook in product(callbacks, STEP_HOOKS):
+        if getattr(getattr(callback, hook), "__func__", None) is getattr(Callback, hook):
+            setattr(callback, hook, None)  # it calls an empty hook, within a context, but none that is no function
+    move = _ResultMetric.to  # Lightning's #20388: each `self.log` copies what a value consists of to where it is
+
+    def stay(value: _ResultMetric, device: torch.device) -> _ResultMetric:
+        return value if not value.is_tensor or value.value.device == device else move(value, device)
+
+    _ResultMetric.to = stay  # type: ignore[method-assign]
+    LOCKS.callback(setattr, _ResultMetric, "to", move)
 
 
 class CLI(LightningCLI):
@@ -215,6 +232,7 @@ class CLI(LightningCLI):
         if shares:
             kwargs["use_distributed_sampler"] = False
         trainer = super().instantiate_trainer(callbacks=callbacks, **kwargs)
+        lighten(trainer.callbacks)  # type: ignore[attr-defined]
         self.endings.error_file = self.run.folder / "error.txt"
         if shares:
             strategy: Any = trainer.strategy
