@@ -8,10 +8,11 @@ import argparse
 import json
 import os
 import platform
+import pstats
 import sys
 import tempfile
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from importlib.metadata import version
 from itertools import pairwise, product
@@ -49,12 +50,13 @@ COLD = {  # by name: a command of Python, and the one that it is compared with
 }
 
 
+OWNERS = ("lightning", "torchmetrics", "torch/", "wandb", "my_project/engine", "my_project", "contenders")
 WIDE = "--model.width 120 --trainer.max_steps 60"  # a network of about 20 ms a step
 GROWTH = {  # by name: words that are appended to the command of `plain` and of `shipped`, with the small network
     "as it is": "",
     "16 values logged in a step, not 1": "--model.values 16",
     "10 more callbacks that do something": " --trainer.callbacks+ contenders.Busy" * 10,
-    "an epoch's end each 50 steps, not at the end alone": "--trainer.limit_train_batches 50 --trainer.min_epochs 20 --trainer.max_epochs 20",
+    "an epoch ends each 50 steps": "--trainer.limit_train_batches 50 --trainer.min_epochs 20 --trainer.max_epochs 20",
 }
 
 
@@ -87,6 +89,9 @@ def measured(rounds: int) -> dict[str, Any]:
             seconds(["contenders.py", kind, size, result, *words.split()], project, env)
             return dict(json.loads(result.read_text()))
 
+        env["PROFILE"] = str(home / "profile")
+        contend("shipped", "medium")
+        about_step = shares(Path(env.pop("PROFILE")))
         for number in range(rounds):
             for size, kind in product(SIZES, KINDS):
                 taken[kind, size].append(contend(kind, size))
@@ -98,10 +103,19 @@ def measured(rounds: int) -> dict[str, Any]:
                 at = steps(project, home / f"{number}-{ranks}", "lightning", ranks, f"--trainer.max_epochs -1 {WIDE}")
                 taken["ranks", str(ranks)].append({"ms": 1000 * median(b - a for a, b in pairwise(at[11:]))})
             print(f"round {number + 1} of {rounds} is over", flush=True)
-    results: dict[str, Any] = {"about": about}
+    results: dict[str, Any] = {"about": about, "shares": about_step}
     for (kind, what), of in taken.items():
         results.setdefault(kind, {})[what] = {key: median(one[key] for one in of) for key in of[0]}
     return results
+
+
+def shares(file: Path) -> dict[str, float]:
+    """By whose code it is, which share of the time of a profiled step went into it and what it calls in C."""
+    spent: Counter[str] = Counter()
+    for (path, _, _), (_, _, own, _, _) in pstats.Stats(str(file)).stats.items():  # type: ignore[attr-defined]
+        owner = next((name for name in OWNERS if f"/{name}" in path), "Python")
+        spent[owner] += own
+    return {owner: time / spent.total() for owner, time in spent.most_common()}
 
 
 def table(data: dict[str, Any]) -> str:
@@ -144,6 +158,8 @@ def table(data: dict[str, Any]) -> str:
         "samples a second",
         of=[(1, alone, f"{64e3 / alone:.0f}"), (2, both, f"{128e3 / both:.0f}")],
     )
+    shared = [[owner, f"{share:.1%}"] for owner, share in data["shares"].items()]
+    rows("whose code a step of `shipped` is in, medium, profiled", "share of its time", of=shared)
     return "\n".join(lines)
 
 

@@ -7,7 +7,9 @@ line of those that have one. All have the same data, batches, optimizer and one 
 their shape costs time.
 """
 
+import cProfile
 import json
+import os
 import resource
 import sys
 import time
@@ -25,6 +27,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset  # noqa: E402
 TRAINED, BATCH = 55_000, 64  # images, as MNIST's usual split, and in a batch
 # By name: width and number of the hidden layers, steps before the clock starts, steps that it times.
 SIZES = {"small": (24, 1, 60, 790), "medium": (512, 2, 30, 400), "large": (512, 17, 5, 100)}
+PROFILE = cProfile.Profile(builtins=False)  # of the steps that are timed, into the file that is named by PROFILE
 KINDS: dict[str, Callable[[str], float]] = {}  # by name: milliseconds of a step at a size
 
 
@@ -109,8 +112,12 @@ def with_lightning() -> dict[str, Any]:
             Clock.first = Clock.first or time.perf_counter() - BEGIN
             if self.step == self.warm:
                 self.begin = time.perf_counter()
+                if "PROFILE" in os.environ:
+                    PROFILE.enable()
             if self.step == self.warm + self.steps:
                 Clock.result = (time.perf_counter() - self.begin) / self.steps * 1e3
+                if "PROFILE" in os.environ:
+                    PROFILE.dump_stats(os.environ["PROFILE"])
             self.step += 1
 
         def on_train_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
