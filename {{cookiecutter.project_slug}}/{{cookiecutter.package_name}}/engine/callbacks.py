@@ -170,9 +170,7 @@ class Record(Callback):
     """Writes config.yaml into the run's folder, gives it and more to every logger, and says what begins."""
 
     def __init__(self, run: Run, config: dict[str, Any], checkpoint: str | None) -> None:
-        self.run = run
-        self.config = config
-        self.checkpoint = checkpoint
+        self.run, self.config, self.checkpoint = run, config, checkpoint
         self.command, self.done = "", False
         self.differs: list[str] = []
         self.begun, self.restored = dict[str, Any](), dict[str, Any]()
@@ -271,8 +269,7 @@ class MetricsFile(DummyLogger):
 
     def __init__(self, file: Path, write: bool) -> None:
         super().__init__()
-        self.file = file
-        self.write = write
+        self.file, self.write = file, write
         self.columns = ["step", "epoch"]
 
     @property

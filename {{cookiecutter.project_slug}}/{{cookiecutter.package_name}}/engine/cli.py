@@ -82,13 +82,10 @@ def lighten(callbacks: Sequence[Callback]) -> None:
     for callback, hook in product(callbacks, STEP_HOOKS):
         if getattr(getattr(callback, hook), "__func__", None) is getattr(Callback, hook):
             setattr(callback, hook, None)  # it calls an empty hook, within a context, but none that is no function
-    move = _ResultMetric.to  # Lightning's #20388: each `self.log` copies what a value consists of to where it is
-
-    def stay(value: _ResultMetric, device: torch.device) -> _ResultMetric:
-        return value if not value.is_tensor or value.value.device == device else move(value, device)
-
-    _ResultMetric.to = stay  # type: ignore[method-assign]
-    LOCKS.callback(setattr, _ResultMetric, "to", move)
+    kind: Any = _ResultMetric  # Lightning's #20388: each `self.log` copies all that a value consists of to where it is
+    move = kind.to
+    kind.to = lambda it, device: it if not it.is_tensor or it.value.device == device else move(it, device)
+    LOCKS.callback(setattr, kind, "to", move)
 
 
 class CLI(LightningCLI):
@@ -242,9 +239,8 @@ class CLI(LightningCLI):
             self.run.lock()
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = Checkpoints()
-        for callback in (c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)):
-            if settings.fast_dev_run:
-                callback.save_last = False  # Lightning writes it even then
+        for callback in trainer.checkpoint_callbacks if settings.fast_dev_run else ():
+            vars(callback)["save_last"] = False  # Lightning writes it even then
         if not trainer.barebones:
             table = MetricsFile(self.run.folder / "metrics.csv", write=not settings.fast_dev_run)
             trainer.loggers = [*trainer.loggers, table]

@@ -125,7 +125,7 @@ class Loop(Fabric):
         """Has a loader of the data module give this rank its share, in the order in which `main.py fit` reads it."""
         batches: Any = loader.batch_sampler
         rank, start = (self.global_rank, self.world_size), self.batch if training else 0
-        batches.sampler = Order(batches, loader, self.seed, rank, training, self.current_epoch, start)
+        batches.sampler = Order(batches, loader, self.seed, rank, training, (self.current_epoch, start))
         batches.sampler.lent = False  # here a rank may have no sample
         return loader
 

@@ -49,9 +49,7 @@ class Samples(Callback):
         self.seen = 0  # samples on this rank
         self.due = bool(self.loggers) and not (trainer.sanity_checking or trainer.current_epoch % self.every_n_epochs)
 
-    def on_validation_batch_end(
-        self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
+    def on_validation_batch_end(self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0):
         if not self.due or dataloader_idx or lent(trainer.val_dataloaders, 0):
             return
         columns = {name: values_of(column) for name, column in pl_module.samples(batch, outputs).items()}

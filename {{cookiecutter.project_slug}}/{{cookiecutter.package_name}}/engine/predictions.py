@@ -3,7 +3,7 @@
 import csv
 import importlib.util
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,16 +41,7 @@ class Predictions(BasePredictionWriter):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         warnings.filterwarnings("ignore", "Total length of `DataLoader` across ranks is zero|Couldn't infer the batch")
 
-    def write_on_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        prediction: Any,
-        batch_indices: Sequence[int] | None,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int,
-    ) -> None:
+    def write_on_batch_end(self, trainer, pl_module, prediction, batch_indices, batch, batch_idx, dataloader_idx):
         values = dict(columns(prediction))
         rows = {len(column) for column in values.values()}
         batches = self.loaders.setdefault(dataloader_idx, [])

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.utilities import CombinedLoader
 from torchmetrics import Metric
 
@@ -90,23 +90,13 @@ class Ranks(Callback):
             with suppress(subprocess.TimeoutExpired):
                 child.wait(60)
 
-    def on_validation_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
+    def on_validation_batch_start(self, trainer, pl_module, batch, batch_idx, dataloader_idx=0):
         """Keeps the metrics as they are before a sample that `Order` lent to this rank, which has none of its own."""
         if lent(trainer.test_dataloaders if trainer.testing else trainer.val_dataloaders, dataloader_idx):
             metrics = (module for module in pl_module.modules() if isinstance(module, Metric))
             self.kept = {metric: copy.deepcopy(metric.metric_state) for metric in metrics}
 
-    def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
+    def on_validation_batch_end(self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0):
         """Forgets what such a sample has added to metrics and to what was logged, and has means be exact."""
         for metric, state in (self.kept or {}).items():
             vars(metric).update(state)

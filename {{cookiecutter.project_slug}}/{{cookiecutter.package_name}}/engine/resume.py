@@ -197,11 +197,9 @@ class Bookmark(Callback):
             epoch = loop.epoch_progress.current.processed
             start = self.batch if trainer.training and epoch == self.epoch else 0
             rank = (trainer.global_rank, trainer.world_size)
-            batches.sampler = Order(batches, loader, self.seed, rank, trainer.training, epoch, start)
+            batches.sampler = Order(batches, loader, self.seed, rank, trainer.training, (epoch, start))
         elif trainer.training:
-            rank_zero_only(print)(
-                "data     an IterableDataset or batches of your own: going on is not exact to the bit"
-            )
+            rank_zero_only(print)("data     an IterableDataset or batches of your own: going on is not bit by bit")
         return loader
 
 
@@ -213,21 +211,14 @@ class Order(Sampler[int]):
     """
 
     def __init__(
-        self,
-        batches: BatchSampler,
-        loader: Any,
-        seed: int,
-        rank: tuple[int, int],
-        training: bool,
-        epoch: int = 0,
-        start: int = 0,
+        self, batches: BatchSampler, loader: Any, seed: int, rank: tuple[int, int], training: bool, at: tuple[int, int]
     ) -> None:
         sampler: Any = batches.sampler
         self.sampler: Any = sampler.sampler if isinstance(sampler, Order) else sampler
         self.batch_size, self.seed, self.seeds = batches.batch_size, seed, loader.num_workers > 0
         shares = not isinstance(self.sampler, DistributedSampler)  # which takes the rank's share by itself
         self.rank, self.ranks = rank if shares else (0, 1)
-        self.training, self.epoch, self.start = training, epoch, start
+        self.training, (self.epoch, self.start) = training, at
         self.lent = not training and self.rank >= len(self.sampler) > 0
         loader.generator = loader.generator or torch.Generator()  # a loader would draw from that of all
 
@@ -250,8 +241,10 @@ class Order(Sampler[int]):
         # Of several loaders a shorter one is read more than once in an epoch, from its beginning then.
         first, self.start = self.start * self.batch_size % max(len(mine), 1), 0
         for position, index in enumerate(islice(mine, first, None), first):
-            begins = self.seeds and position % self.batch_size == 0
-            yield Index(index, (self.seed, self.epoch, self.rank, position)) if begins else index
+            if self.seeds and position % self.batch_size == 0:
+                index = Index(index)
+                index.words = (self.seed, self.epoch, self.rank, position)
+            yield index
 
 
 def validates(trainer: Trainer) -> bool:
@@ -266,12 +259,7 @@ def validates(trainer: Trainer) -> bool:
 class Index(int):
     """An index that begins a batch: whichever process it is sent to draws what augments this batch from its words."""
 
-    words: tuple[int, ...]
-
-    def __new__(cls, index: int, words: tuple[int, ...]) -> "Index":
-        self = super().__new__(cls, index)
-        self.words = words
-        return self
+    words: tuple[int, ...] = ()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return received, (int(self), self.words)
