@@ -5,7 +5,7 @@ TEMPLATE := {{cookiecutter.project_slug}}
 # Bakes the default project into the folder $(1), whatever the person's own cookiecutter settings are.
 bake = HOME="$(1)" $(BIN)/cookiecutter --no-input --default-config --output-dir "$(1)" .
 # Every optional part of it.
-PARTS := slurm=yes fabric=yes
+PARTS := slurm=yes fabric=yes docker=yes
 # Makes a folder $$bakery that is gone when the recipe ends.
 bakery = set -e; bakery=$$(mktemp -d); trap 'rm -rf "$$bakery"' EXIT
 
@@ -29,12 +29,15 @@ chaos: .venv/ready  # kills and resumes so many runs at random moments, and comp
 bench: .venv/ready  # what a project costs beside less and more: benchmarks/results/, in a few minutes
 	$(BIN)/python benchmarks/bench.py
 
-check: .venv/ready  # ruff and mypy, on the template's own Python and on a baked project; never writes
+check: .venv/ready  # Python and workflows, the template's own and a baked project's; never writes
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/zizmor --offline --persona pedantic .github
+	$(BIN)/actionlint .github/workflows/*.yml
 	@$(bakery); $(call bake,$$bakery) $(PARTS); PATH="$(CURDIR)/$(BIN):$$PATH"; cd "$$bakery/my-project"; set -x; \
-	ruff check .; ruff format --check .; mypy --python-executable "$(CURDIR)/$(BIN)/python"
+	ruff check .; ruff format --check .; mypy --python-executable "$(CURDIR)/$(BIN)/python"; \
+	zizmor --offline --persona pedantic .; actionlint .github/workflows/*.yml
 
 # Python files of the template hold no Jinja but the package's name: what ruff mends in a bake goes back to where it came from.
 fix: .venv/ready  # what ruff can mend by itself

@@ -7,14 +7,27 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-PARTS = {  # the files that are there for an option alone; no folders, for a team's own files may lie in them
-    "slurm": ["slurm/README.md", "slurm/train.sbatch"],
-    "fabric": ["train_fabric.py", "configs/fabric.yaml", "{package_name}/engine/fabric.py", "tests/test_fabric.py"],
+PARTS = {  # the files that are there for one answer alone; no folders, for a team's own files may lie in them
+    ("ci", "github"): [".github/workflows/ci.yml", ".github/dependabot.yml"],
+    ("ci", "gitlab"): [".gitlab-ci.yml"],
+    ("slurm", True): ["slurm/README.md", "slurm/train.sbatch"],
+    ("fabric", True): [
+        "train_fabric.py",
+        "configs/fabric.yaml",
+        "{package_name}/engine/fabric.py",
+        "tests/test_fabric.py",
+    ],
+    ("docker", True): ["Dockerfile", ".dockerignore", ".devcontainer/devcontainer.json"],
 }
 
 
 def unwanted(answers: dict[str, object]) -> list[str]:
-    return [file.format(**answers) for option, files in PARTS.items() if not answers[option] for file in files]
+    return [
+        file.format(**answers)
+        for (option, answer), files in PARTS.items()
+        if answers[option] != answer
+        for file in files
+    ]
 
 
 if __name__ == "__main__":

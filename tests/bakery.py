@@ -4,7 +4,6 @@ For the fixtures of all tests, for `chaos.py` and for the scripts in benchmarks/
 """
 
 import os
-import pty
 import re
 import sys
 from collections.abc import Sequence
@@ -47,6 +46,8 @@ def environment(home: Path) -> dict[str, str]:
 
 def in_terminal(words: Sequence[str | Path], folder: Path, env: dict[str, str]) -> str:
     """Runs a command of Python in a terminal of its own and returns what it showed; ends with that if it fails."""
+    import pty  # Windows has none, and bakes all the same
+
     child, terminal = pty.fork()
     if not child:
         os.chdir(folder)

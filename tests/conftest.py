@@ -13,7 +13,11 @@ from bakery import TEMPLATE
 from command import Commands
 from wandb_server import WandbServer
 
+from hooks.post_gen_project import PARTS
+
 SOURCES = TEMPLATE / "{{cookiecutter.project_slug}}"
+EVERY_PART = {option: str(answer) for option, answer in PARTS}  # of a choice, the last
+NO_PART = dict.fromkeys(EVERY_PART, "no") | {"ci": "none"}
 
 Bake = Callable[..., Path]
 Run = Callable[..., str]

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 from bakery import TEMPLATE
-from conftest import SOURCES, Bake, Run, tracked, typed
+from conftest import EVERY_PART, NO_PART, SOURCES, Bake, Run, tracked, typed
 from cookiecutter.exceptions import FailedHookException
 from cookiecutter.generate import generate_context
 from cookiecutter.prompt import prompt_for_config
@@ -26,7 +26,10 @@ from hooks.pre_gen_project import complaint
 FILES = {
     ".env.example",
     ".gitattributes",
+    ".github/dependabot.yml",
+    ".github/workflows/ci.yml",
     ".gitignore",
+    ".pre-commit-config.yaml",
     "LICENSE",
     "Makefile",
     "README.md",
@@ -110,6 +113,18 @@ def default_answers(**answers: str) -> dict[str, str]:
 
 
 TAKEN = set(" ".join(default_answers()["_taken"].values()).split())  # type: ignore[attr-defined]
+OPTIONS = [
+    (option, answer)
+    for option, answers in generate_context(str(TEMPLATE / "cookiecutter.json"))["cookiecutter"].items()
+    for answer in (answers if isinstance(answers, list) else [True] if answers is False else [])
+    if default_answers(**NO_PART)[option] != answer
+]
+CHANGED = {  # by an option, besides the files that are there for it alone
+    "license": {"LICENSE", "pyproject.toml"},
+    "python_version": {"README.md", "pyproject.toml"},
+    "slurm": {"README.md"},
+    "fabric": {"README.md", "pyproject.toml"},  # mypy's list of files
+}
 
 
 def test_a_bake_has_exactly_these_files(project: Path) -> None:
@@ -119,24 +134,27 @@ def test_a_bake_has_exactly_these_files(project: Path) -> None:
 @pytest.fixture
 def whole(bake: Bake) -> Path:
     """The project of someone who takes every part."""
-    return bake(**dict.fromkeys(PARTS, "yes"))
+    return bake(**EVERY_PART)
 
 
-@pytest.mark.parametrize("option", PARTS)
+@pytest.mark.parametrize(("option", "answer"), OPTIONS)
 def test_an_option_adds_its_files_and_a_mention_of_them_and_changes_no_other(
-    option: str, bake: Bake, project: Path
+    option: str, answer: str | bool, bake: Bake
 ) -> None:
-    without, chosen = dict(texts(project)), dict(texts(bake(**{option: "yes"})))
-    parts = {name.format(package_name="my_project") for name in PARTS[option]}
-    changed = {"README.md"} | ({"pyproject.toml"} if option == "fabric" else set())  # mypy's list of files
-    assert {name for name in chosen if chosen[name] != without.get(name)} == parts | changed
+    without, chosen = dict(texts(bake(**NO_PART))), dict(texts(bake(**NO_PART | {option: str(answer)})))
+    parts = {name.format(package_name="my_project") for name in PARTS.get((option, answer), [])}
+    assert {name for name in chosen if chosen[name] != without.get(name)} == parts | CHANGED.get(option, set())
     assert without.keys() == chosen.keys() - parts
-    assert not any(Path(part).name in text for part in parts - {"slurm/README.md"} for _, text in texts(project))
+    assert not any(Path(part).name in text for part in parts - {"slurm/README.md"} for text in without.values())
 
 
-def test_without_hooks_every_part_is_there(bake: Bake, tmp_path: Path, whole: Path) -> None:
-    project = bake(tmp_path, accept_hooks=False)
-    assert {name for name, _ in texts(project)} == {name for name, _ in texts(whole)}
+def test_every_part_belongs_to_an_answer_that_can_be_given() -> None:
+    assert PARTS.keys() <= set(OPTIONS)
+
+
+def test_without_hooks_every_part_is_there(bake: Bake, tmp_path: Path) -> None:
+    parts = {name.format(package_name="my_project") for names in PARTS.values() for name in names}
+    assert {name for name, _ in texts(bake(tmp_path, accept_hooks=False))} == FILES | parts
 
 
 def test_baking_once_more_without_a_part_leaves_what_a_team_put_beside_it(run: Run, tmp_path: Path) -> None:
@@ -144,19 +162,19 @@ def test_baking_once_more_without_a_part_leaves_what_a_team_put_beside_it(run: R
     command = (sys.executable, "-m", "cookiecutter", *again)
     run(*command, "slurm=yes", cwd=tmp_path)
     parts = tmp_path / "out" / "my-project" / "slurm"
-    assert len([*parts.iterdir()]) == len(PARTS["slurm"])
+    assert len([*parts.iterdir()]) == len(PARTS["slurm", True])
     (parts / "ours.sbatch").touch()
     run(*command, "slurm=no", cwd=tmp_path)
     assert [file.name for file in parts.iterdir()] == ["ours.sbatch"]
 
 
-def test_no_jinja_is_left_over(whole: Path) -> None:
-    for name, text in texts(whole):
-        assert not re.search(r"\{\{|\{%|\{#|cookiecutter", name + text), name
+def test_no_jinja_is_left_over(whole: Path, project: Path) -> None:
+    for name, text in [*texts(whole), *texts(project)]:
+        assert not re.search(r"(?<!\$)\{\{|\{%|\{#|cookiecutter", name + text), name
 
 
-def test_no_line_ends_in_blanks_and_every_file_in_one_newline(whole: Path) -> None:
-    for name, text in texts(whole):
+def test_no_line_ends_in_blanks_and_every_file_in_one_newline(whole: Path, project: Path) -> None:
+    for name, text in [*texts(whole), *texts(project)]:
         assert not re.search(r"[ \t\r]$", text, re.MULTILINE), name
         assert not text or re.search(r"[^\n]\n\Z", text), name
 
@@ -196,7 +214,7 @@ def test_free_text_arrives_unharmed(text: str, bake: Bake) -> None:
 
 
 def test_yaml_and_toml_parse_and_an_empty_entity_is_null(project: Path) -> None:
-    for path in project.rglob("*.yaml"):
+    for path in [*project.rglob("*.yaml"), *project.rglob("*.yml")]:
         assert isinstance(yaml.safe_load(path.read_text()), dict), path
     defaults = yaml.safe_load((project / "configs/defaults.yaml").read_text())
     assert defaults["trainer"]["logger"]["init_args"]["entity"] is None
