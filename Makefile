@@ -33,11 +33,11 @@ check: .venv/ready  # Python and workflows, the template's own and a baked proje
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/zizmor --offline --persona pedantic .github
+	$(BIN)/zizmor --offline --strict-collection --persona pedantic .github
 	$(BIN)/actionlint .github/workflows/*.yml
 	@$(bakery); $(call bake,$$bakery) $(PARTS); PATH="$(CURDIR)/$(BIN):$$PATH"; cd "$$bakery/my-project"; set -x; \
 	ruff check .; ruff format --check .; mypy --python-executable "$(CURDIR)/$(BIN)/python"; \
-	zizmor --offline --persona pedantic .; actionlint .github/workflows/*.yml
+	zizmor --offline --strict-collection --persona pedantic .; actionlint .github/workflows/*.yml
 
 # Python files of the template hold no Jinja but the package's name: what ruff mends in a bake goes back to where it came from.
 fix: .venv/ready  # what ruff can mend by itself
