@@ -1,0 +1,109 @@
+"""What a project is installed into: all that it imports is named, the lowest versions do, and so does the image."""
+
+import ast
+import json
+import re
+import sys
+import tomllib
+from collections.abc import Iterator
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import pytest
+from bakery import TEMPLATE
+from conftest import EVERY_PART, Bake, Run
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+TORCH = re.search(r"^torch==(.*)$", (TEMPLATE / "requirements.txt").read_text(), re.MULTILINE)
+
+
+def imported(file: Path) -> Iterator[str]:
+    """The modules that a file imports, wherever in it; but for those that it asks for before."""
+    text = file.read_text(encoding="utf-8")
+    optional = set(re.findall(r'find_spec\("(\w+)"\)', text))
+    for node in ast.walk(ast.parse(text)):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        names += [str(node.module)] if isinstance(node, ast.ImportFrom) and not node.level else []
+        yield from {name.split(".")[0] for name in names} - optional
+
+
+def named(project: Path) -> tuple[list[Requirement], list[Requirement]]:
+    """What pyproject.toml asks for: to train, and besides to work on the project."""
+    asked = tomllib.loads((project / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    return [*map(Requirement, asked["dependencies"])], [*map(Requirement, asked["optional-dependencies"]["dev"])]
+
+
+def test_nothing_is_imported_that_pyproject_does_not_name(bake: Bake) -> None:
+    project = bake(**EVERY_PART)
+    train, work = ({canonicalize_name(asked.name) for asked in part} for part in named(project))
+    own = sys.stdlib_module_names | {"conftest", "main", "my_project", "train_fabric"}
+    distributions = packages_distributions()
+    used: set[str] = set()
+    for file in project.rglob("*.py"):
+        needed = {canonicalize_name(distributions[module][0]) for module in imported(file) if module not in own}
+        assert needed <= train | (work if file.parent.name == "tests" else set()), file
+        used |= needed
+    assert train <= used, "named, and not needed"
+
+
+def instructions(project: Path) -> list[tuple[str, str]]:
+    lines = [line for line in (project / "Dockerfile").read_text().splitlines() if not line.startswith("#")]
+    return [(word, rest) for word, _, rest in (line.partition(" ") for line in lines)]
+
+
+@pytest.mark.parametrize("version", ["3.11", "3.13"])
+def test_the_image_and_the_container_have_the_chosen_python_and_no_secret(version: str, bake: Bake, run: Run) -> None:
+    project = bake(docker="yes", python_version=version)
+    words = instructions(project)
+    assert words[0] == ("FROM", f"python:{version}-slim")
+    assert ("USER", "trainer") in words
+    assert {word for word, _ in words} == {"FROM", "RUN", "WORKDIR", "ARG", "COPY", "USER", "ENV", "ENTRYPOINT"}
+    assert {".env", ".git", ".venv", "runs"} <= {*(project / ".dockerignore").read_text().split()}
+    text = (project / ".devcontainer/devcontainer.json").read_text()
+    container = json.loads(re.sub("^ *//.*", "", text, flags=re.MULTILINE))
+    assert container["image"].endswith(f"/python:{version}")
+    printed = run(*container["postCreateCommand"].split(), "--dry-run", cwd=project)
+    index = next(rest for word, rest in words if "--index-url" in rest).split()[-2].strip('"')
+    assert index.replace("$TORCH", "cpu") in printed
+    assert ("ARG", "TORCH=cpu") in words
+
+
+@pytest.mark.slow
+def test_its_tests_pass_with_the_lowest_versions_in_an_environment_made_as_the_image_is(
+    bake: Bake, tmp_path: Path, run: Run
+) -> None:
+    """Of torch there is one version here. The rest of the image, of which no registry is asked, is not tried."""
+    project, image = bake(**EVERY_PART), tmp_path / "project"
+    assert TORCH
+    lowest = {
+        asked.name: floor.version
+        for part in named(project)
+        for asked in part
+        for floor in asked.specifier
+        if floor.operator == ">="
+    } | {"torch": TORCH[1]}
+    constraints = tmp_path / "constraints.txt"
+    constraints.write_text("".join(f"{name}=={version}\n" for name, version in lowest.items()))
+    run(sys.executable, "-m", "venv", tmp_path / "venv", cwd=tmp_path)
+    environment = {"PATH": f"{tmp_path / 'venv/bin'}:/usr/bin:/bin", "PIP_CONSTRAINT": str(constraints)}
+    image.mkdir()
+    done = ""
+    for word, rest in instructions(project):
+        if word == "COPY":
+            source, target = rest.split()
+            run("cp", "-r", f"{project}/{source}", image / target, cwd=tmp_path)
+        elif word == "RUN" and "pip " in rest:
+            done = run("bash", "-c", re.sub(r'--index-url "\S+"', "", rest), cwd=image, **environment)
+        elif word == "ENTRYPOINT":
+            fit = ["fit", "--config", "configs/digits.yaml", "--config", "configs/debug.yaml"]
+            assert "saved " in run(*json.loads(rest), *fit, cwd=image, **environment)
+    assert "Successfully installed" in done
+    run("pip", "install", "--editable", ".[dev]", cwd=image, **environment)
+    found = json.loads(run("pip", "list", "--format=json", cwd=image, **environment))
+    installed = {canonicalize_name(one["name"]): Version(one["version"]).public for one in found}
+    assert all(Version(installed[canonicalize_name(name)]) == Version(version) for name, version in lowest.items()), (
+        installed
+    )
+    assert " passed" in run("python", "-m", "pytest", "-q", "-x", "-n", "0", cwd=image, **environment)
