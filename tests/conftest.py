@@ -1,7 +1,9 @@
 """Bakes the template in this process and runs what it baked in others, far from the home of whoever runs the tests."""
 
 import importlib
+import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -15,6 +17,9 @@ from wandb_server import WandbServer
 
 SOURCES = TEMPLATE / "{{cookiecutter.project_slug}}"
 
+QUESTIONS = json.loads((TEMPLATE / "cookiecutter.json").read_text(encoding="utf-8"))
+ASKED = {name: default for name, default in QUESTIONS.items() if name[0] != "_"}
+
 Bake = Callable[..., Path]
 Run = Callable[..., str]
 
@@ -24,6 +29,27 @@ def tracked() -> list[str]:
     command = ("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard")
     listed = subprocess.run(command, cwd=TEMPLATE, capture_output=True, check=True, text=True).stdout
     return [name for name in listed.split("\0") if (TEMPLATE / name).is_file()]
+
+
+def copy_template(folder: Path) -> Path:
+    """The template as a checkout of it would be: without what Git ignores."""
+    for name in tracked():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(TEMPLATE / name, folder / name)
+    return folder
+
+
+def every_file(package: str = "my_project") -> set[str]:
+    """The files of a bake from which no hook has deleted any."""
+    ours = (name.partition(f"{SOURCES.name}/") for name in tracked())
+    return {name.replace("{{cookiecutter.package_name}}", package) for outside, _, name in ours if name and not outside}
+
+
+def texts(project: Path) -> Iterator[tuple[str, str]]:
+    """The files of a project by name."""
+    for path in sorted(project.rglob("*")):
+        if path.is_file():
+            yield path.relative_to(project).as_posix(), path.read_bytes().decode()
 
 
 def typed(answers: dict[str, str]) -> dict[str, str]:
@@ -80,6 +106,13 @@ def run(env: dict[str, str]) -> Run:
         return done.stdout
 
     return run
+
+
+@pytest.fixture
+def git(run: Run) -> Run:
+    """Runs Git as somebody who has committed nothing before."""
+    who = ("-c", "user.name=Jo", "-c", "user.email=jo@example.com", "-c", "init.defaultBranch=main")
+    return lambda *words, cwd: run("git", *who, *words, cwd=cwd)
 
 
 @pytest.fixture(scope="session")

@@ -5,13 +5,12 @@ import keyword
 import re
 import sys
 import tomllib
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
 from bakery import TEMPLATE
-from conftest import SOURCES, Bake, Run, tracked, typed
+from conftest import SOURCES, Bake, Run, texts, tracked, typed
 from cookiecutter.exceptions import FailedHookException
 from cookiecutter.generate import generate_context
 from cookiecutter.prompt import prompt_for_config
@@ -88,12 +87,6 @@ LICENCES = {  # its name in pyproject.toml, how the text begins and ends
 }
 
 
-def texts(project: Path) -> Iterator[tuple[str, str]]:
-    for path in sorted(project.rglob("*")):
-        if path.is_file():
-            yield path.relative_to(project).as_posix(), path.read_bytes().decode()
-
-
 def words(markdown: str) -> str:
     """What a reader sees of Markdown: no formatting, blanks run together."""
     blocks = (block.children or [] for block in MarkdownIt().enable("strikethrough").parse(markdown))
@@ -132,11 +125,6 @@ def test_an_option_adds_its_files_and_a_mention_of_them_and_changes_no_other(
     assert {name for name in chosen if chosen[name] != without.get(name)} == parts | changed
     assert without.keys() == chosen.keys() - parts
     assert not any(Path(part).name in text for part in parts - {"slurm/README.md"} for _, text in texts(project))
-
-
-def test_without_hooks_every_part_is_there(bake: Bake, tmp_path: Path, whole: Path) -> None:
-    project = bake(tmp_path, accept_hooks=False)
-    assert {name for name, _ in texts(project)} == {name for name, _ in texts(whole)}
 
 
 def test_baking_once_more_without_a_part_leaves_what_a_team_put_beside_it(run: Run, tmp_path: Path) -> None:

@@ -1,16 +1,13 @@
 """What the template says of itself: the commands, the questions and the tree of its README."""
 
-import json
 import re
-import shutil
 import sys
 from pathlib import Path
 
 import pytest
 from bakery import TEMPLATE
-from conftest import Run, tracked
+from conftest import ASKED, QUESTIONS, Run, copy_template
 
-QUESTIONS = json.loads((TEMPLATE / "cookiecutter.json").read_text(encoding="utf-8"))
 README = (TEMPLATE / "README.md").read_text(encoding="utf-8")
 
 
@@ -33,11 +30,11 @@ def test_the_readme_sets_everything_up_with_two_commands() -> None:
 
 def test_the_readme_lists_every_question_and_no_other() -> None:
     listed = re.findall(r"^\| `(\w+)`", section("Questions"), re.MULTILINE)
-    assert listed == [name for name in QUESTIONS if name[0] != "_"]
+    assert listed == [*ASKED]
 
 
 def test_every_question_is_put_in_words() -> None:
-    assert list(QUESTIONS["__prompts__"]) == [name for name in QUESTIONS if name[0] != "_"]
+    assert list(QUESTIONS["__prompts__"]) == [*ASKED]
     for name, prompt in QUESTIONS["__prompts__"].items():
         assert isinstance(prompt, str) or set(prompt) == {"__prompt__", *QUESTIONS[name]}
 
@@ -52,10 +49,7 @@ def test_the_tree_in_the_readme_is_that_of_a_bake(project: Path) -> None:
 
 @pytest.mark.slow
 def test_make_demo_trains_from_a_clean_checkout(run: Run, tmp_path: Path) -> None:
-    checkout = tmp_path / "checkout"
-    for name in tracked():
-        (checkout / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(TEMPLATE / name, checkout / name)
+    checkout = copy_template(tmp_path / "checkout")
     printed = run("make", "demo", f"PYTHON={sys.executable}", cwd=checkout)
     assert re.search(r"^runs/\S+/metrics\.csv$", printed.split("What came out")[1], re.MULTILINE)
     assert not re.search("warning", printed.split("Successfully installed")[-1], re.IGNORECASE)
