@@ -8,11 +8,14 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import bakery
 import pytest
 from bakery import TEMPLATE
 from command import Commands
+from cookiecutter.generate import generate_context
+from cookiecutter.prompt import prompt_for_config
 from wandb_server import WandbServer
 
 SOURCES = TEMPLATE / "{{cookiecutter.project_slug}}"
@@ -55,6 +58,12 @@ def texts(project: Path) -> Iterator[tuple[str, str]]:
 def typed(answers: dict[str, str]) -> dict[str, str]:
     """Answers as if typed at the prompts: cookiecutter renders what is given as key=value, braces and all."""
     return {variable: answer.replace("{", "{{ '{' }}") for variable, answer in answers.items()}
+
+
+def default_answers(**answers: str) -> dict[str, Any]:
+    """What all answers are to somebody who types these and presses Enter at the other prompts."""
+    context = generate_context(str(TEMPLATE / "cookiecutter.json"), extra_context=typed(answers))
+    return dict(prompt_for_config(context, no_input=True))
 
 
 @pytest.fixture(scope="session")

@@ -15,6 +15,8 @@ RUFF_FORMAT = (sys.executable, "-m", "ruff", "format", "--check", ".")
 LIGHTNINGS_OWN = (
     r"\s*(By default only one Jsonargparse|skip_none |``(ArgumentParser.add_instantiator|instantiate_classes)``)"
 )
+STRICT = f"filterwarnings=error\nignore:{LIGHTNINGS_OWN}"  # a team's tests are free to warn, ours are not
+OWN_TESTS = (sys.executable, "-m", "pytest", "-q", "-x", "-n", "0", "-o", STRICT)
 MYPY = (sys.executable, "-m", "mypy")
 
 
@@ -57,8 +59,7 @@ def test_a_planted_fault_fails_each_check(fresh: Path, run: Run) -> None:
 
 
 def test_its_own_tests_pass(whole: Path, run: Run) -> None:
-    strict = f"filterwarnings=error\nignore:{LIGHTNINGS_OWN}"  # a team's tests are free to warn, ours are not
-    assert " passed" in run(sys.executable, "-m", "pytest", "-q", "-x", "-n", "0", "-o", strict, cwd=whole)
+    assert " passed" in run(*OWN_TESTS, cwd=whole)
 
 
 @pytest.mark.slow
