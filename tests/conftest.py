@@ -49,10 +49,11 @@ def every_file(package: str = "my_project") -> set[str]:
 
 
 def texts(project: Path) -> Iterator[tuple[str, str]]:
-    """The files of a project by name."""
+    """The files of a project by name, without what Git keeps."""
     for path in sorted(project.rglob("*")):
-        if path.is_file():
-            yield path.relative_to(project).as_posix(), path.read_bytes().decode()
+        name = path.relative_to(project).as_posix()
+        if path.is_file() and not name.startswith(".git/"):
+            yield name, path.read_bytes().decode()
 
 
 def typed(answers: dict[str, str]) -> dict[str, str]:
