@@ -29,6 +29,9 @@ chaos: .venv/ready  # kills and resumes so many runs at random moments, and comp
 bench: .venv/ready  # what a project costs beside less and more: benchmarks/results/, in a few minutes
 	$(BIN)/python benchmarks/bench.py
 
+picture: .venv/ready  # docs/terminal.svg: a terminal in which the example was just trained
+	$(BIN)/python docs/picture.py
+
 check: .venv/ready  # Python and workflows, the template's own and a baked project's; never writes
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -56,4 +59,4 @@ fix: .venv/ready  # what ruff can mend by itself
 	$(BIN)/python -m pip install --disable-pip-version-check --requirement requirements.txt
 	@touch $@
 
-.PHONY: demo test test-all chaos bench check fix
+.PHONY: demo test test-all chaos bench picture check fix

@@ -6,6 +6,7 @@ For the fixtures of all tests, for `chaos.py` and for the scripts in benchmarks/
 import os
 import re
 import sys
+import termios
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -44,12 +45,13 @@ def environment(home: Path) -> dict[str, str]:
     return kept | {"WANDB_BASE_URL": "http://127.0.0.1:9"}  # nothing listens there: nothing is sent, even by mistake
 
 
-def in_terminal(words: Sequence[str | Path], folder: Path, env: dict[str, str]) -> str:
+def in_terminal(words: Sequence[str | Path], folder: Path, env: dict[str, str], columns: int = 0) -> str:
     """Runs a command of Python in a terminal of its own and returns what it showed; ends with that if it fails."""
     import pty  # Windows has none, and bakes all the same
 
     child, terminal = pty.fork()
     if not child:
+        termios.tcsetwinsize(0, (40, columns))
         os.chdir(folder)
         os.execve(sys.executable, [sys.executable, *map(str, words)], env)
     screen = bytearray()

@@ -1,16 +1,21 @@
 """Bakes the template in this process and runs what it baked in others, far from the home of whoever runs the tests."""
 
 import importlib
+import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import bakery
 import pytest
 from bakery import TEMPLATE
 from command import Commands
+from cookiecutter.generate import generate_context
+from cookiecutter.prompt import prompt_for_config
 from wandb_server import WandbServer
 
 from hooks.post_gen_project import PARTS
@@ -18,6 +23,9 @@ from hooks.post_gen_project import PARTS
 SOURCES = TEMPLATE / "{{cookiecutter.project_slug}}"
 EVERY_PART = {option: str(answer) for option, answer in PARTS}  # of a choice, the last
 NO_PART = dict.fromkeys(EVERY_PART, "no") | {"ci": "none"}
+
+QUESTIONS = json.loads((TEMPLATE / "cookiecutter.json").read_text(encoding="utf-8"))
+ASKED = {name: default for name, default in QUESTIONS.items() if name[0] != "_"}
 
 Bake = Callable[..., Path]
 Run = Callable[..., str]
@@ -30,9 +38,37 @@ def tracked() -> list[str]:
     return [name for name in listed.split("\0") if (TEMPLATE / name).is_file()]
 
 
+def copy_template(folder: Path) -> Path:
+    """The template as a checkout of it would be: without what Git ignores."""
+    for name in tracked():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(TEMPLATE / name, folder / name)
+    return folder
+
+
+def every_file(package: str = "my_project") -> set[str]:
+    """The files of a bake from which no hook has deleted any."""
+    ours = (name.partition(f"{SOURCES.name}/") for name in tracked())
+    return {name.replace("{{cookiecutter.package_name}}", package) for outside, _, name in ours if name and not outside}
+
+
+def texts(project: Path) -> Iterator[tuple[str, str]]:
+    """The files of a project by name, without what Git keeps."""
+    for path in sorted(project.rglob("*")):
+        name = path.relative_to(project).as_posix()
+        if path.is_file() and not name.startswith(".git/"):
+            yield name, path.read_bytes().decode()
+
+
 def typed(answers: dict[str, str]) -> dict[str, str]:
     """Answers as if typed at the prompts: cookiecutter renders what is given as key=value, braces and all."""
     return {variable: answer.replace("{", "{{ '{' }}") for variable, answer in answers.items()}
+
+
+def default_answers(**answers: str) -> dict[str, Any]:
+    """What all answers are to somebody who types these and presses Enter at the other prompts."""
+    context = generate_context(str(TEMPLATE / "cookiecutter.json"), extra_context=typed(answers))
+    return dict(prompt_for_config(context, no_input=True))
 
 
 @pytest.fixture(scope="session")
@@ -84,6 +120,13 @@ def run(env: dict[str, str]) -> Run:
         return done.stdout
 
     return run
+
+
+@pytest.fixture
+def git(run: Run) -> Run:
+    """Runs Git as somebody who has committed nothing before."""
+    who = ("-c", "user.name=Jo", "-c", "user.email=jo@example.com", "-c", "init.defaultBranch=main")
+    return lambda *words, cwd: run("git", *who, *words, cwd=cwd)
 
 
 @pytest.fixture(scope="session")

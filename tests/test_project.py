@@ -11,6 +11,7 @@ from conftest import EVERY_PART, NO_PART, Bake, Run
 
 RUFF_CHECK = (sys.executable, "-m", "ruff", "check", ".")
 RUFF_FORMAT = (sys.executable, "-m", "ruff", "format", "--check", ".")
+OWN_TESTS = (sys.executable, "-m", "pytest", "-q", "-x", "-n", "0")
 MYPY = (sys.executable, "-m", "mypy")
 
 
@@ -55,7 +56,7 @@ def test_a_planted_fault_fails_each_check(fresh: Path, run: Run) -> None:
 
 
 def test_its_own_tests_pass(whole: Path, run: Run) -> None:
-    assert " passed" in run(sys.executable, "-m", "pytest", "-q", "-x", "-n", "0", cwd=whole)
+    assert " passed" in run(*OWN_TESTS, cwd=whole)
 
 
 @pytest.mark.slow

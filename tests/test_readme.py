@@ -25,9 +25,10 @@ def test_there_is_no_command_of_a_kind_that_no_test_runs() -> None:
     sweeps = ["wandb sweep configs/sweep.yaml", "wandb agent ENTITY/PROJECT/SWEEP"]
     several = [line for line in kinds if line.startswith("torchrun --nnodes 2 ")]
     loops = [line for line in kinds if line.startswith("python train_fabric.py")]
-    # In test_wandb.py, test_sync.py, test_sweeps.py, test_hosts.py and test_fabric.py.
+    # In test_wandb.py, test_sync.py, test_sweeps.py, test_hosts.py, test_fabric.py and test_updates.py.
     tested = "python main.py test --ckpt_path RUN"
-    assert kinds == [tested, test_wandb, *syncs, *sweeps, *several, *loops, tested]
+    updates = ["pip install cruft", "cruft check", "cruft update"]
+    assert kinds == [tested, test_wandb, *syncs, *sweeps, *several, *loops, tested, *updates]
     assert len(TRAINING) > 5
     assert len(FLAGS) > 5
 
@@ -77,13 +78,6 @@ def test_the_tree_of_a_run_is_true(command: Commands) -> None:
     run = command("fit --config @digits --trainer.max_epochs 1").run
     assert run is not None
     assert {path.name for path in run.iterdir()} == tree
-
-
-def test_every_file_that_the_text_names_exists(command: Commands) -> None:
-    default = re.sub(r"{% if .*?{% endif %}", "", README, flags=re.DOTALL)
-    for name in set(re.findall(r"`((?:configs/)?\w+\.(?:yaml|py))`", default)):
-        folders = (".", "configs", "odd_duck")
-        assert any((command.project / folder / name).exists() for folder in folders) or name == "config.yaml", name
 
 
 def test_every_make_target_that_the_text_names_exists(command: Commands, run: Run, tmp_path: Path) -> None:

@@ -1,16 +1,15 @@
 """What the template says of itself: the commands, the questions and the tree of its README."""
 
-import json
 import re
-import shutil
 import sys
+from html import unescape
 from pathlib import Path
 
 import pytest
 from bakery import TEMPLATE
-from conftest import Run, tracked
+from command import Commands
+from conftest import ASKED, QUESTIONS, SOURCES, Run, copy_template, tracked
 
-QUESTIONS = json.loads((TEMPLATE / "cookiecutter.json").read_text(encoding="utf-8"))
 README = (TEMPLATE / "README.md").read_text(encoding="utf-8")
 
 
@@ -31,13 +30,66 @@ def test_the_readme_sets_everything_up_with_two_commands() -> None:
     assert re.findall(r"^make .*$", section("Set up"), re.MULTILINE) == ["make demo", "make test"]
 
 
+def test_every_command_of_the_readme_is_one_that_a_test_runs() -> None:
+    lines = [
+        line
+        for block in re.findall(r"^```bash\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+        for line in block.splitlines()
+    ]
+    init = 'cd my-project && git init && git add --all && git commit --message "As it was baked"'
+    # Here, in test_ways_in.py and test_project.py, and in test_updates.py.
+    bake, update = ["cookiecutter TEMPLATE", "cd my-project && make train"], ["cruft check", "cruft update"]
+    assert lines == ["make demo", "make test", *bake, "cruft create TEMPLATE", init, *update]
+
+
+def test_every_page_with_commands_or_code_is_read_by_a_test_that_runs_them() -> None:
+    readers = {
+        "README.md": "test_template.py",
+        "docs/own.md": "test_walkthrough.py",
+        "docs/wandb.md": "test_wandb.py",
+        f"{SOURCES.name}/README.md": "test_readme.py",
+        f"{SOURCES.name}/slurm/README.md": "test_slurm.py",
+    }
+    pages = [name for name in tracked() if name.endswith(".md") and "```" in (TEMPLATE / name).read_text("utf-8")]
+    assert {name for name in pages if not name.startswith("docs/recipes/")} == readers.keys()
+    for page, reader in readers.items():  # and those of the recipes by test_recipes.py, which takes the whole folder
+        assert f'"{Path(page).name}"' in (TEMPLATE / "tests" / reader).read_text(encoding="utf-8"), page
+
+
+def test_links_and_files_that_a_page_names_are_there() -> None:
+    baked = [SOURCES, SOURCES / "configs", SOURCES / "{{cookiecutter.package_name}}"]
+    for page in [TEMPLATE / name for name in tracked() if name.endswith(".md") and SOURCES.name not in name]:
+        for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text(encoding="utf-8")):
+            assert (page.parent / target).exists(), f"{page.name} names {target}"
+    for name in set(re.findall(r"`([\w/.-]+\.(?:py|yaml|toml|md|json))`", README)) - {".cruft.json"}:
+        assert any((folder / name).exists() for folder in [TEMPLATE, *baked]), name
+
+
+def test_the_figures_of_the_readme_are_those_that_were_measured() -> None:
+    measured = (TEMPLATE / "benchmarks" / "results" / "speed.md").read_text(encoding="utf-8")
+    shown = re.findall(r"^\| .*\(`(\w+)`\) \| (\S+) \| (\S+) \| (\S+) \|$", section("How it compares"), re.MULTILINE)
+    found = re.findall(r"^\| .*\(`(\w+)`\) \| (\S+) \| \S+ \| (\S+) \| \S+ \| (\S+) \|", measured, re.MULTILINE)
+    assert len(shown) == 4
+    assert set(shown) <= set(found), "`make bench` was run since: take its figures over"
+
+
+def test_the_picture_shows_the_lines_that_a_run_prints_today(command: Commands) -> None:
+    drawn = (TEMPLATE / "docs" / "terminal.svg").read_text(encoding="utf-8").replace("\N{NO-BREAK SPACE}", " ")
+    lines = [unescape(re.sub("<.*?>", "", line)) for line in drawn.splitlines() if line.startswith("<text")]
+    printed = command("fit --config @digits --trainer.max_epochs 1").out.splitlines()
+    labels = [line[:9] for line in printed if not line.startswith("epoch ")]
+    assert lines[0].startswith("$ python main.py fit --config ")
+    assert [line[:9] for line in lines[1:] if re.match(r"[a-zWB&]+ ", line) and line[8] == " "] == labels
+    assert printed[1] in lines, "the model"
+
+
 def test_the_readme_lists_every_question_and_no_other() -> None:
     listed = re.findall(r"^\| `(\w+)`", section("Questions"), re.MULTILINE)
-    assert listed == [name for name in QUESTIONS if name[0] != "_"]
+    assert listed == [*ASKED]
 
 
 def test_every_question_is_put_in_words() -> None:
-    assert list(QUESTIONS["__prompts__"]) == [name for name in QUESTIONS if name[0] != "_"]
+    assert list(QUESTIONS["__prompts__"]) == [*ASKED]
     for name, prompt in QUESTIONS["__prompts__"].items():
         assert isinstance(prompt, str) or set(prompt) == {"__prompt__", *QUESTIONS[name]}
 
@@ -52,10 +104,7 @@ def test_the_tree_in_the_readme_is_that_of_a_bake(project: Path) -> None:
 
 @pytest.mark.slow
 def test_make_demo_trains_from_a_clean_checkout(run: Run, tmp_path: Path) -> None:
-    checkout = tmp_path / "checkout"
-    for name in tracked():
-        (checkout / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(TEMPLATE / name, checkout / name)
+    checkout = copy_template(tmp_path / "checkout")
     printed = run("make", "demo", f"PYTHON={sys.executable}", cwd=checkout)
     assert re.search(r"^runs/\S+/metrics\.csv$", printed.split("What came out")[1], re.MULTILINE)
     assert not re.search("warning", printed.split("Successfully installed")[-1], re.IGNORECASE)

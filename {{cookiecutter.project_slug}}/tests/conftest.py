@@ -1,4 +1,4 @@
-"""Every test has its own home and folder of runs; the example is trained once for all."""
+"""Every test has its own home and folder of runs; the experiment is trained once for all."""
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -9,7 +9,7 @@ import torch.distributed as dist
 from main import main
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-DIGITS = ["--config", str(CONFIGS / "digits.yaml")]
+EXPERIMENT = ["--config", str(CONFIGS / "digits.yaml")]
 
 Command = Callable[..., Path]
 
@@ -37,5 +37,5 @@ def command(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Command]:
 
 @pytest.fixture(scope="session")
 def trained(command: Command) -> Path:
-    """The folder of a run of the example, as the README starts it."""
-    return command("fit", *DIGITS)
+    """The folder of a run of the experiment, as the README starts it."""
+    return command("fit", *EXPERIMENT)

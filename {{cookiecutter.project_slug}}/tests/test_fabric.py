@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from conftest import CONFIGS, DIGITS, Command
+from conftest import CONFIGS, EXPERIMENT, Command
 
 from {{ cookiecutter.package_name }}.engine.fabric import main
 
@@ -26,7 +26,7 @@ def looped(command: Command) -> Path:
 
 
 def test_the_losses_are_those_of_the_trainer(looped: Path, command: Command) -> None:
-    trained = command("fit", *DIGITS, "--trainer.logger", "false", "--trainer.max_epochs", "2")
+    trained = command("fit", *EXPERIMENT, "--trainer.logger", "false", "--trainer.max_epochs", "2")
     for name in ("train/loss", "val/loss", "val/acc"):
         assert values(looped, name) == pytest.approx(values(trained, name), abs=1e-5)
 

@@ -1,8 +1,11 @@
-"""The data, the network and the model by themselves."""
+"""The data, the network and the model of the example, by themselves and trained."""
 
+import csv
 import math
+from pathlib import Path
 
 import torch
+from conftest import Command
 from torch.nn import functional as F
 
 from {{ cookiecutter.package_name }}.data import Digits
@@ -61,3 +64,9 @@ def test_one_batch_can_be_learned_by_heart() -> None:
         loss.backward()
         optimizer.step()
     assert loss.item() < 0.01
+
+
+def test_the_example_reaches_the_accuracy_that_its_header_promises(trained: Path, command: Command) -> None:
+    with (command("test", "--ckpt_path", trained.name) / "metrics.csv").open() as file:
+        (row,) = csv.DictReader(file)
+    assert float(row["test/acc"]) >= 0.97

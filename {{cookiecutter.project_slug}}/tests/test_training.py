@@ -6,16 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from conftest import DIGITS, Command
+from conftest import CONFIGS, EXPERIMENT, Command
 
 
-def last(run: Path, name: str) -> float:
+def logged(run: Path) -> list[str]:
     with (run / "metrics.csv").open() as file:
-        return [float(row[name]) for row in csv.DictReader(file) if row.get(name)][-1]
-
-
-def test_the_example_reaches_the_accuracy_that_its_header_promises(trained: Path, command: Command) -> None:
-    assert last(command("test", "--ckpt_path", trained.name), "test/acc") >= 0.97
+        return next(csv.reader(file))
 
 
 def test_a_run_is_one_folder_with_its_parts(trained: Path) -> None:
@@ -30,18 +26,18 @@ def test_there_is_a_best_and_a_last_checkpoint_and_nothing_else(trained: Path) -
 
 def test_checkpoints_hold_plain_data_only(trained: Path) -> None:
     for file in (trained / "checkpoints").iterdir():
-        assert torch.load(file, weights_only=True)["hyper_parameters"]["num_classes"] == 10
+        assert torch.load(file, weights_only=True)["state_dict"]
 
 
 def test_metrics_are_kept_whatever_the_logger(trained: Path) -> None:
-    with (trained / "metrics.csv").open() as file:
-        header = next(csv.reader(file))
-    assert header[:2] == ["step", "epoch"]
-    assert {"train/loss", "val/loss", "val/acc", "lr-AdamW"} <= set(header)
+    callbacks = yaml.safe_load((CONFIGS / "defaults.yaml").read_text())["callbacks"]
+    assert logged(trained)[:2] == ["step", "epoch"]
+    assert {*callbacks["summaries"]["metrics"], *callbacks["divergence"]["metrics"]} <= set(logged(trained))
 
 
 def test_the_configuration_of_a_run_can_be_run_again_and_gives_the_same_numbers(command: Command) -> None:
-    first = command("fit", *DIGITS, "--trainer.max_epochs", "2", "--trainer.logger", "false", "--model.lr", "0.01")
+    short = ("--trainer.max_epochs", "2", "--trainer.logger", "false")
+    first = command("fit", *EXPERIMENT, *short, "--seed_everything", "1")
     second = command("fit", "--config", str(first / "config.yaml"))
     assert second != first
     assert (second / "metrics.csv").read_text() == (first / "metrics.csv").read_text()
@@ -49,9 +45,7 @@ def test_the_configuration_of_a_run_can_be_run_again_and_gives_the_same_numbers(
 
 
 def test_the_configuration_names_no_folder_of_the_run(trained: Path) -> None:
-    text = (trained / "config.yaml").read_text()
-    assert trained.name not in text
-    assert yaml.safe_load(text)["model"]["init_args"]["lr"] == 0.002
+    assert trained.name not in (trained / "config.yaml").read_text()
 
 
 def test_testing_leaves_the_trained_run_as_it_was(trained: Path, command: Command) -> None:
@@ -64,11 +58,12 @@ def test_testing_leaves_the_trained_run_as_it_was(trained: Path, command: Comman
 @pytest.mark.parametrize("verb", ["validate", "test", "predict"])
 def test_random_weights_are_never_evaluated(verb: str, command: Command, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
-        command(verb, *DIGITS)
+        command(verb, *EXPERIMENT)
     assert ended.value.code == 2
     assert "--ckpt_path" in capsys.readouterr().err
 
 
 def test_fit_can_end_with_a_test_of_the_best_checkpoint(command: Command) -> None:
-    run = command("fit", *DIGITS, "--trainer.max_epochs", "1", "--test_after_fit", "true", "--trainer.logger", "false")
-    assert 0 < last(run, "test/acc") < 1
+    short = ("--trainer.max_epochs", "1", "--trainer.logger", "false")
+    run = command("fit", *EXPERIMENT, *short, "--test_after_fit", "true")
+    assert [name for name in logged(run) if name.startswith("test/")]

@@ -1,0 +1,64 @@
+"""Another task in place of the example, as docs/own.md does it: what its project's README lists is all that changes."""
+
+import csv
+import re
+import sys
+from pathlib import Path
+
+import pytest
+from bakery import TEMPLATE
+from conftest import Bake, Run, texts
+
+PAGE = (TEMPLATE / "docs" / "own.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+BIN = Path(sys.executable).parent
+OWN = "## Your own data and model\n"
+
+
+def files_that_are_yours(readme: str) -> set[str]:
+    """Those in the first column of the table, of which some stand without the folder of the one before."""
+    table = readme.partition(OWN)[2].partition("\n## ")[0]
+    cells = [re.findall(r"`([^`]+)`", row) for row in re.findall(r"^\| (`.*?) \|", table, re.MULTILINE)]
+    files = {name for cell in cells for name in cell}
+    return {name if "/" in name or name == "Makefile" else f"my_project/{name}" for name in files}
+
+
+@pytest.mark.slow
+def test_the_steps_lead_from_the_example_to_another_task_that_passes_all_checks(
+    bake: Bake, run: Run, git: Run, tmp_path: Path
+) -> None:
+    project = bake(tmp_path)
+    git("init", "--quiet", cwd=project)
+    git("add", "--all", cwd=project)
+    git("commit", "--quiet", "--message", "baked", cwd=project)
+    (project / ".venv").mkdir()
+    (project / ".venv" / "ready").touch()  # the environment of these tests stands for its own
+    printed = {}
+    for kind, block in BLOCKS:
+        if kind == "bash":
+            for line in block.splitlines():
+                printed[line] = run("bash", "-c", f"{line} {f'BIN={BIN}' * line.startswith('make')}", cwd=project)
+        else:
+            name, content = re.fullmatch(r"# (\S+)\n(.*)", block, re.DOTALL).groups()  # type: ignore[union-attr]
+            (project / name).write_text(content, encoding="utf-8")
+    assert {"make train", "make test", "make check"} <= printed.keys()
+
+    git("add", "--all", cwd=project)
+    changed = set(git("diff", "--cached", "--name-only", "--no-renames", cwd=project).split())
+    assert changed == files_that_are_yours((project / "README.md").read_text()) | {"configs/diabetes.yaml"}
+
+    (trained,) = (path.parent for path in project.glob("runs/*/metrics.csv"))
+    assert f"best     val/mae {best(trained):.4g}" in printed["make train"]
+
+
+def best(trained: Path) -> float:
+    with (trained / "metrics.csv").open() as file:
+        return min(float(row["val/mae"]) for row in csv.DictReader(file) if row.get("val/mae"))
+
+
+def test_the_example_stands_in_no_other_file_than_those_that_are_yours(project: Path) -> None:
+    yours = files_that_are_yours((project / "README.md").read_text(encoding="utf-8"))
+    for name, text in texts(project):
+        if name.endswith((".py", ".yaml")) and name not in yours and "/engine/" not in name:
+            code = re.sub(r'(?ms)^ *#.*?$|""".*?"""', "", text)
+            assert not re.search(r"digits\.yaml|Classifier|\bDigits|val/acc", code), name
