@@ -6,7 +6,6 @@ For the fixtures of all tests, for `chaos.py` and for the scripts in benchmarks/
 import os
 import re
 import sys
-import termios
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -47,7 +46,8 @@ def environment(home: Path) -> dict[str, str]:
 
 def in_terminal(words: Sequence[str | Path], folder: Path, env: dict[str, str], columns: int = 0) -> str:
     """Runs a command of Python in a terminal of its own and returns what it showed; ends with that if it fails."""
-    import pty  # Windows has none, and bakes all the same
+    import pty  # Windows has neither, and bakes all the same
+    import termios
 
     child, terminal = pty.fork()
     if not child:

@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 from bakery import TEMPLATE
-from conftest import EVERY_PART, NO_PART, SOURCES, Bake, Run, default_answers, texts, tracked
-from cookiecutter.generate import generate_context
+from conftest import ASKED, EVERY_PART, NO_PART, SOURCES, Bake, Run, default_answers, texts, tracked
 from packaging.requirements import Requirement
 
 from hooks.post_gen_project import PARTS
@@ -71,7 +70,7 @@ LICENCES = {  # its name in pyproject.toml, how the text begins and ends
 
 OPTIONS = [
     (option, answer)
-    for option, answers in generate_context(str(TEMPLATE / "cookiecutter.json"))["cookiecutter"].items()
+    for option, answers in ASKED.items()
     for answer in (answers if isinstance(answers, list) else [True] if answers is False else [])
     if default_answers(**NO_PART)[option] != answer
 ]
