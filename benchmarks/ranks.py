@@ -17,7 +17,7 @@ from itertools import pairwise, product
 from pathlib import Path
 from statistics import median
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+sys.path[:0] = [str(Path(__file__).parents[1] / folder) for folder in ("tests", "")]
 
 from bakery import bake, environment
 from test_failures import LAUNCHERS, jobs

@@ -2,12 +2,13 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from bakery import TEMPLATE, environment, in_terminal
-from conftest import Bake
+from conftest import Bake, Run
 
 Counts = dict[str, Any]
 HEAVY = {"IPython", "matplotlib", "onnx", "pandas", "pyarrow", "rich", "scipy", "sklearn", "tensorboard", "torchvision"}
@@ -52,3 +53,7 @@ def test_a_training_imports_nothing_that_it_does_not_need(counts: dict[str, Coun
     ours, theirs = (set(counts[kind]["modules"]) for kind in ("shipped", "plain"))
     assert ours - theirs <= {"main", "filelock", "faulthandler", "_sitebuiltins"}
     assert not ours & (HEAVY - theirs)
+
+
+def test_the_benchmark_starts(run: Run, tmp_path: Path) -> None:
+    assert "rounds" in run(sys.executable, TEMPLATE / "benchmarks" / "bench.py", "--help", cwd=tmp_path)
