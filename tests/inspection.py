@@ -20,7 +20,7 @@ from hooks.post_gen_project import unwanted
 
 PARSERS: dict[str, Callable[[str], object]] = {
     ".py": ast.parse,
-    ".json": lambda text: json.loads(re.sub(r"(?m)^ *//.*", "", text)),  # editors allow comments
+    ".json": json.loads,
     ".ipynb": json.loads,
     ".toml": tomllib.loads,
 }
