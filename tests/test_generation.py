@@ -118,11 +118,6 @@ def test_baking_once_more_without_a_part_leaves_what_a_team_put_beside_it(run: R
     assert [file.name for file in parts.iterdir()] == ["ours.sbatch"]
 
 
-def test_no_jinja_is_left_over(whole: Path, project: Path) -> None:
-    for name, text in [*texts(whole), *texts(project)]:
-        assert not re.search(r"(?<!\$)\{\{|\{%|\{#|cookiecutter", name + text), name
-
-
 def test_no_line_ends_in_blanks_and_every_file_in_one_newline(whole: Path, project: Path) -> None:
     for name, text in [*texts(whole), *texts(project)]:
         assert not re.search(r"[ \t\r]$", text, re.MULTILINE), name
@@ -144,9 +139,7 @@ def test_names_are_legal_on_windows(whole: Path) -> None:
             assert len(name) <= 120
 
 
-def test_yaml_and_toml_parse_and_an_empty_entity_is_null(project: Path) -> None:
-    for path in [*project.rglob("*.yaml"), *project.rglob("*.yml")]:
-        assert isinstance(yaml.safe_load(path.read_text()), dict), path
+def test_an_empty_entity_is_null_and_an_empty_author_has_a_name(project: Path) -> None:
     defaults = yaml.safe_load((project / "configs/defaults.yaml").read_text())
     assert defaults["trainer"]["logger"]["init_args"]["entity"] is None
     metadata = tomllib.loads((project / "pyproject.toml").read_text())["project"]

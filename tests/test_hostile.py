@@ -222,6 +222,8 @@ HIDING = ["class", "None", "none", "torch", "Torch", "lightning", "wandb", "main
     + [("package_name", name, r"type '[a-z][a-z0-9_]*' instead") for name in NO_MODULE]
     + [("package_name", name, f"type '{name}_project' instead") for name in HIDING]
     + [
+        ("project_slug", "torch!", "type 'torch-project' instead"),
+        ("package_name", "class!", "type 'class_project' instead"),
         ("project_name", " ", "type 'My Project' instead"),
         ("author_email", "jo at home", "type one like jo@example.com"),
         ("author_email", "jo..o@example.com", "type one like jo@example.com"),

@@ -60,7 +60,11 @@ def test_its_own_tests_pass(whole: Path, run: Run) -> None:
 
 
 @pytest.mark.slow
-def test_it_installs_into_a_fresh_environment_and_its_own_commands_work_there(fresh: Path, run: Run) -> None:
+def test_it_installs_into_a_fresh_environment_and_its_own_commands_work_there(
+    bake: Bake, run: Run, tmp_path: Path
+) -> None:
+    hostile = dict.fromkeys(("project_name", "description", "author_name"), 'Jo\'s "best", {{ x }} \\\nof C:\\new')
+    fresh = bake(tmp_path, project_slug="my-project", package_name="my_project", **hostile)
     torch = re.search(r"^torch==.*$", (TEMPLATE / "requirements.txt").read_text(), re.MULTILINE)
     assert torch
     constraints = fresh.parent / "constraints.txt"  # the torch that is tested here, not the newest

@@ -59,6 +59,6 @@ def best(trained: Path) -> float:
 def test_the_example_stands_in_no_other_file_than_those_that_are_yours(project: Path) -> None:
     yours = files_that_are_yours((project / "README.md").read_text(encoding="utf-8"))
     for name, text in texts(project):
-        if name.endswith((".py", ".yaml")) and name not in yours and "/engine/" not in name:
+        if name.endswith((".py", ".yaml", ".yml")) and name not in yours and "/engine/" not in name:
             code = re.sub(r'(?ms)^ *#.*?$|""".*?"""', "", text)
             assert not re.search(r"digits\.yaml|Classifier|\bDigits|val/acc", code), name
