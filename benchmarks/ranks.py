@@ -17,7 +17,8 @@ from itertools import pairwise, product
 from pathlib import Path
 from statistics import median
 
-sys.path[:0] = [str(Path(__file__).parents[1] / folder) for folder in ("tests", "")]
+sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from bakery import bake, environment
 from test_failures import LAUNCHERS, jobs
