@@ -156,7 +156,7 @@ def table(data: dict[str, Any]) -> str:
         "ranks of `shipped`",
         "ms a step",
         "samples a second",
-        of=[(1, alone, f"{64e3 / alone:.0f}"), (2, both, f"{128e3 / both:.0f}")],
+        of=[("1", alone, f"{64e3 / alone:.0f}"), ("2", both, f"{128e3 / both:.0f}")],
     )
     shared = [[owner, f"{share:.1%}"] for owner, share in data["shares"].items()]
     rows("whose code a step of `shipped` is in, medium, profiled", "share of its time", of=shared)
