@@ -25,7 +25,7 @@ def test_what_a_team_edits_is_at_most_350_lines(fresh: Path) -> None:
 
 def test_all_python_but_the_tests_grows_no_further_and_1400_lines_were_meant(fresh: Path) -> None:
     files = [file for file in fresh.rglob("*.py") if "tests" not in file.relative_to(fresh).parts]
-    assert lines(*files) <= 3127
+    assert lines(*files) <= 3105
 
 
 def test_what_a_default_fit_executes_grows_no_further_and_9_files_of_1000_lines_were_meant(
@@ -42,4 +42,4 @@ def test_what_a_default_fit_executes_grows_no_further_and_9_files_of_1000_lines_
     ]
     assert "main.py" in {file.name for file in executed}
     assert len(executed) <= 10, executed
-    assert lines(*executed) <= 1697
+    assert lines(*executed) <= 1696
