@@ -44,7 +44,8 @@ class Commands:
             warnings.catch_warnings(record=True) as caught,  # pytest would keep them from the screen
         ):
             warnings.resetwarnings()
-            warnings.simplefilter("ignore", DeprecationWarning)  # as Python does by itself
+            for kind in (DeprecationWarning, ResourceWarning):
+                warnings.simplefilter("ignore", kind)  # as Python does by itself
             try:
                 self.main(words)
             except SystemExit as ended:

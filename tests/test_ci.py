@@ -14,7 +14,9 @@ from conftest import Bake, Run
 
 QUESTIONS = json.loads((TEMPLATE / "cookiecutter.json").read_text(encoding="utf-8"))
 BIN = Path(sys.executable).parent
-ZIZMOR = (BIN / "zizmor", "--offline", "--persona", "pedantic", "--strict-collection", "--quiet", "--no-exit-codes")
+PLAIN = ("--color", "never")  # which it would show where there is a variable CI
+STRICT = ("--offline", "--persona", "pedantic", "--strict-collection", "--quiet", "--no-exit-codes")
+ZIZMOR = (BIN / "zizmor", *STRICT, *PLAIN)
 WORKFLOW = ".github/workflows/ci.yml"
 
 
