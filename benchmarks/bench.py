@@ -48,8 +48,7 @@ COLD = {  # by name: a command of Python, and the one that it is compared with
     "plain fit of one step": ["-c", PLAIN],
     "main.py fit of one step": TINY.split(),
 }
-
-
+# By parts of their paths, whose code a step is in; the first that fits.
 OWNERS = ("lightning", "torchmetrics", "torch/", "wandb", "my_project/engine", "my_project", "contenders")
 WIDE = "--model.width 120 --trainer.max_steps 60"  # a network of about 20 ms a step
 GROWTH = {  # by name: words that are appended to the command of `plain` and of `shipped`, with the small network
@@ -115,7 +114,7 @@ def shares(file: Path) -> dict[str, float]:
     for (path, _, _), (_, _, own, _, _) in pstats.Stats(str(file)).stats.items():  # type: ignore[attr-defined]
         owner = next((name for name in OWNERS if f"/{name}" in path), "Python")
         spent[owner] += own
-    return {owner: time / spent.total() for owner, time in spent.most_common()}
+    return {owner.rstrip("/"): time / spent.total() for owner, time in spent.most_common()}
 
 
 def table(data: dict[str, Any]) -> str:

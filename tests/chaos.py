@@ -479,7 +479,7 @@ class Setup:
             f" --model.ballast 3000000 --model.pace 0.01"
             f" --trainer.max_epochs {EPOCHS} --trainer.log_every_n_steps 1 --trainer.accelerator cpu"
             f" --trainer.devices {self.devices} --trainer.val_check_interval {0.5 if self.halves else 1.0}"
-            f" --callbacks.backup.every_n_train_steps {self.every}"
+            f" --callbacks.last_checkpoint.every_n_train_steps {self.every}"
         )
         if self.schedule:
             cycle = f"--model.lr_scheduler.max_lr 0.02 --model.lr_scheduler.total_steps {self.steps}"

@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -58,6 +59,16 @@ def texts(project: Path) -> Iterator[tuple[str, str]]:
         name = path.relative_to(project).as_posix()
         if path.is_file() and not name.startswith(".git/"):
             yield name, path.read_bytes().decode()
+
+
+def blocks(page: str) -> list[tuple[str, str]]:
+    """The blocks of code of a page in Markdown: their language and their text."""
+    return re.findall(r"^```(\w+)\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+
+
+def command_lines(page: str) -> list[str]:
+    """What a page has one type."""
+    return [line for kind, block in blocks(page) if kind == "bash" for line in block.splitlines()]
 
 
 def typed(answers: dict[str, str]) -> dict[str, str]:

@@ -15,7 +15,7 @@ LINE = (
     "fit --config @digits --model chaotic.Restless --data chaotic.NoisyDigits --data.noise true --trainer.max_epochs 2"
     " --trainer.limit_train_batches 4 --trainer.log_every_n_steps 1 --trainer.val_check_interval 2"
     " --model.lr_scheduler OneCycleLR --model.lr_scheduler.max_lr 0.02 --model.lr_scheduler.total_steps 8"
-    " --trainer.logger chaotic.Frozen --trainer.logger.run ${run} --callbacks.backup.every_n_train_steps 1"
+    " --trainer.logger chaotic.Frozen --trainer.logger.run ${run} --callbacks.last_checkpoint.every_n_train_steps 1"
 )
 
 
@@ -102,9 +102,9 @@ def test_each_thing_that_a_checkpoint_keeps_is_missed_when_it_is_not_there(
     if fault == "rows":  # as if it took its place before the row of its step was there
         last.with_suffix(".part").replace(last)
     content = torch.load(last, weights_only=True)
-    bookmark = content["bookmark"]
+    bookmark = content["train_state"]
     if fault in ("python", "numpy", "torch"):
-        later = torch.load(frozen.reference / "checkpoints" / "last.ckpt", weights_only=True)["bookmark"]
+        later = torch.load(frozen.reference / "checkpoints" / "last.ckpt", weights_only=True)["train_state"]
         bookmark["ranks"][0]["random"][fault] = later["ranks"][0]["random"][fault]
     if fault == "place":
         bookmark["batch"] += 1

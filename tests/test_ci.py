@@ -1,6 +1,5 @@
 """What checks a push or a commit, here and in a project: workflows that are safe and right, and one set of commands."""
 
-import json
 import re
 import shutil
 import sys
@@ -10,9 +9,8 @@ from typing import Any
 import pytest
 import yaml
 from bakery import TEMPLATE
-from conftest import Bake, Run
+from conftest import QUESTIONS, Bake, Run
 
-QUESTIONS = json.loads((TEMPLATE / "cookiecutter.json").read_text(encoding="utf-8"))
 BIN = Path(sys.executable).parent
 PLAIN = ("--color", "never")  # which it would show where there is a variable CI
 STRICT = ("--offline", "--persona", "pedantic", "--strict-collection", "--quiet", "--no-exit-codes")

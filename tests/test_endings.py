@@ -152,9 +152,9 @@ def test_an_ended_process_leaves_nothing_running_and_nothing_half_written(ended:
 @pytest.mark.parametrize("case", ["ctrl_c", "sigterm", "requeue"])
 def test_a_stopped_run_says_how_to_go_on_and_uploads_its_last_checkpoint(ended: dict[str, Ended], case: str) -> None:
     end = ended[case]
-    assert re.search(rf"^stopped  by SIG\w+; to go on: fit --resume \S*{end.run.name}$", end.screen, re.MULTILINE)
+    assert re.search(rf"^stopped  by SIG\w+; to resume: python main.py fit --resume \S*{end.run.name}$", end.screen, re.MULTILINE)
     assert end.sent
-    assert end.screen.count("stops    ") == 1  # not once more from the processes that load data
+    assert end.screen.count("stopping ") == 1  # not once more from the processes that load data
     assert [artifact.metadata["step"] for artifact in end.sent.logged] == ([3, 5] if case == "ctrl_c" else [19, 26])
     assert not [*end.run.glob("uploads/*")]
 
@@ -313,7 +313,7 @@ def test_a_signal_outside_of_training_ends_at_once(
     assert "test/acc" not in outcome.out
     early = command(f"{BRIEF}{at_once} on_fit_start")
     assert early.code == {"SIGINT": 130, "SIGTERM": 143}[signal]
-    assert "to go on" not in early.out
+    assert "to resume" not in early.out
     assert "stops" not in capfd.readouterr().out
 
 
@@ -384,11 +384,11 @@ def test_a_time_limit_ends_as_success_with_all_steps_saved(command: Commands) ->
 def test_a_loss_that_is_no_number_ends_the_run_before_it_is_saved(command: Commands) -> None:
     outcome = command(f"{BRIEF}{ACT}diverge --trainer.callbacks.step 8")
     assert (outcome.code, ended_with(outcome), last_step(outcome.run)) == (1, 1, 6)
-    assert outcome.err.splitlines() == ["error: train/loss is nan at step 9; it is not saved"]
+    assert outcome.err.splitlines() == ["error: train/loss is nan at step 9, which is not saved; --callbacks.divergence null switches this check off"]
     unseen = "--trainer.log_every_n_steps 100 --trainer.limit_val_batches 0 --callbacks.checkpoint.monitor null"
     seldom = command(f"{BRIEF}{ACT}diverge --trainer.callbacks.step 8 {unseen} --callbacks.summaries null")
     assert (seldom.code, last_step(seldom.run)) == (1, 6)
-    assert re.match(r"error: \S+ has values that are no numbers at step 12; it is not saved\n", seldom.err)
+    assert re.match(r"error: \S+ has NaN values at step 12, which is not saved; --callbacks.divergence null [^\n]+\n", seldom.err)
     known = command(f"{BRIEF}{ACT}diverge --trainer.callbacks.step 8 --callbacks.divergence null")
     assert (known.code, last_step(known.run)) == (0, 18)
 

@@ -153,7 +153,7 @@ def test_of_three_ranks_the_one_that_was_killed_is_named(job: Job) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("what", ["error", "SIGKILL", "die"])
 def test_torchrun_starts_a_failed_job_again_where_it_was(job: Job, what: str) -> None:
-    often = "--callbacks.backup.every_n_train_steps 1 --trainer.max_epochs 3"
+    often = "--callbacks.last_checkpoint.every_n_train_steps 1 --trainer.max_epochs 3"
     end = job("torchrun", what, 1, often, ("--max-restarts", "1"))
     assert end.code == 0, end.screen
     assert (end.left, last_step(end.run)) == ([], 18)

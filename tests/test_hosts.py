@@ -141,7 +141,7 @@ def test_torchrun_starts_the_ranks_of_two_hosts_again_where_they_were(
         assert told in line
         line = line.replace(told, meant)
     line += " --trainer.accelerator cpu --callbacks.early_stopping null --trainer.log_every_n_steps 1"
-    often = "--callbacks.backup.every_n_train_steps 1 --trainer.max_epochs 2"
+    often = "--callbacks.last_checkpoint.every_n_train_steps 1 --trainer.max_epochs 2"
     kill = f"{ACT}SIGKILL --trainer.callbacks.rank {rank} --trainer.callbacks.step 8"
     codes = ended(launch(f"{line} {often}{kill}"))
     screen = screens(tmp_path)

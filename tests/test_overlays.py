@@ -130,7 +130,7 @@ def test_a_run_whose_strategy_restores_late_keeps_its_rows_and_its_learning_rate
     assert part is not None
     refused = command(f"fit --resume {part.name} --trainer.max_epochs 3 --model.lr 0.5")
     assert (refused.code, refused.err.count("\n")) == (2, 1), refused.err
-    assert refused.err.startswith("error: Late cannot go on with new options; ")
+    assert refused.err.startswith("error: Late cannot resume with new optimizer options; ")
     assert command(f"fit --resume {part.name} --trainer.max_epochs 3").code == 0
     assert rows(part) == rows(whole)
 

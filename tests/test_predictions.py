@@ -1,15 +1,10 @@
-"""The table that `predict` leaves: what the model returns, in the order of the data, each sample once."""
+"""The table that `predict` leaves: what the model returns for each sample, once and in order."""
 
 import csv
-import json
-from pathlib import Path
-from typing import Any
 
-import pyarrow.parquet
 import pytest
 import torch
 from command import Commands, Outcome
-from wandb_server import WandbServer
 
 OWN = """
 import torch
@@ -52,7 +47,8 @@ class Kinds(Digits):
         if self.kind == "stream":
             return DataLoader(Stream(self.test), 50)
         if self.kind == "two":
-            return [self._loader(Images(*self.val[:70])), DataLoader(Stream(Images(*self.test[:6])), 64)]
+            stream = Stream(Images(*self.test[:6]))
+            return [self._loader(Images(*self.val[:70])), DataLoader(stream, 64)]
         if self.kind == "none":
             return self._loader(Images(*self.test[:0]))
         if self.kind == "drawn":
@@ -88,7 +84,7 @@ def test_the_table_has_what_the_model_says_of_each_sample_in_the_order_of_the_da
     command: Commands, trained: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from odd_duck.data import Digits
-    from odd_duck.engine.references import load
+    from odd_duck.engine import load
 
     outcome = predict(command, trained)
     assert (outcome.code, outcome.err) == (0, "")
@@ -106,14 +102,18 @@ def test_the_table_has_what_the_model_says_of_each_sample_in_the_order_of_the_da
 
 
 def test_a_table_tells_numbers_apart_as_the_model_does(command: Commands, trained: str) -> None:
-    rows = table(predict(command, trained))
-    parquet = predict(command, trained, "--predictions deep/scores.parquet")
-    assert parquet.run is not None
-    columns = pyarrow.parquet.read_table(parquet.run / "deep" / "scores.parquet").to_pydict()
-    assert [*columns] == [*rows[0]]
-    for name in ("p0", "p9"):  # to the bit
-        texts = torch.tensor([float(row[name]) for row in rows], dtype=torch.float32)
-        assert torch.equal(texts, torch.tensor(columns[name], dtype=torch.float32))
+    from odd_duck.data import Digits
+    from odd_duck.engine import load
+
+    outcome = predict(command, trained, "--predictions deep/scores.csv")
+    assert (outcome.code, outcome.err) == (0, "")
+    data, model = Digits(), load(trained)
+    data.setup("predict")
+    with torch.no_grad():
+        batches = [model(images).softmax(dim=1) for images in data.test.tensors[0].split(64)]
+    rows = table(outcome, "deep/scores.csv")
+    texts = torch.tensor([[float(row[f"p{k}"]) for k in range(10)] for row in rows])
+    assert torch.equal(texts, torch.cat(batches))  # bit-for-bit
 
 
 @pytest.mark.parametrize(("kind", "count"), [("shuffled", 360), ("stream", 360), ("drawn", None)])
@@ -133,7 +133,9 @@ def test_each_sample_is_there_once_whatever_the_loader_is(
 
 
 def test_columns_of_ones_own_and_several_loaders(command: Commands, trained: str) -> None:
-    outcome = predict(command, trained, "--model predicting.Half --data predicting.Kinds --data.kind two")
+    outcome = predict(
+        command, trained, "--model predicting.Half --data predicting.Kinds --data.kind two"
+    )
     assert (outcome.code, outcome.err) == (0, "")
     rows = table(outcome)
     assert [*rows[0]] == ["dataloader", "index", "name", "sum", "label", "at0", "at1"]
@@ -144,21 +146,10 @@ def test_columns_of_ones_own_and_several_loaders(command: Commands, trained: str
     assert rows[65]["name"] == f"a {rows[65]['label']}, 1"
 
 
-def test_wandb_gets_the_same_as_a_table_if_asked_to(command: Commands, trained: str, online: WandbServer) -> None:
-    logger = "--trainer.logger odd_duck.engine.wandb.Wandb"
-    outcome = predict(command, trained, f"{logger} --predictions_table true --trainer.limit_predict_batches 1")
-    rows = table(outcome)
-    (run,) = online.runs.values()
-    (row,) = [row for row in run.history if "predictions" in row]
-    sent = json.loads(run.files[row["predictions"]["path"]])
-    assert sent["columns"] == [*rows[0]]
-    assert [[f"{value:.9g}" for value in values] for values in sent["data"]] == [[*row.values()] for row in rows]
-    predict(command, trained, logger)
-    assert sum("predictions" in row for run in online.runs.values() for row in run.history) == 1
-
-
 def test_a_writer_of_ones_own_or_null_writes_no_table(command: Commands, trained: str) -> None:
-    own = predict(command, trained, "--model predicting.Boxes --trainer.callbacks predicting.Writer")
+    own = predict(
+        command, trained, "--model predicting.Boxes --trainer.callbacks predicting.Writer"
+    )
     assert (own.code, own.err) == (0, "")
     assert "batch of" in own.out
     for outcome in (own, predict(command, trained, "--predictions null")):
@@ -173,30 +164,30 @@ EXPECTED = "predict_step: expected a tensor (B, C) or (B,), or a dict of them by
     ("options", "line"),
     [
         ("--model predicting.Boxes", f"{EXPECTED} list; --predictions null writes nothing"),
-        ("--model predicting.Deep", "predict_step: expected map of one or two dimensions, got (64, 1, 8, 8)"),
+        (
+            "--model predicting.Deep",
+            "predict_step: expected map of one or two dimensions, got (64, 1, 8, 8)",
+        ),
         (
             "--model predicting.Short",
             "predictions: expected 64 values a column, got 63; --predictions null writes nothing",
         ),
-        ("--data predicting.Kinds --data.kind none", "predict: expected data, got none; nothing is written"),
-        ("--predictions scores.txt", "predictions: expected a name that ends in .csv or .parquet, got scores.txt"),
+        (
+            "--data predicting.Kinds --data.kind none",
+            "predict: expected data, got none; nothing is written",
+        ),
+        (
+            "--predictions scores.txt",
+            "predictions: expected a name that ends in .csv, got scores.txt",
+        ),
     ],
 )
-def test_what_makes_no_table_is_one_line_and_no_file(command: Commands, trained: str, options: str, line: str) -> None:
+def test_what_makes_no_table_is_one_line_and_no_file(
+    command: Commands, trained: str, options: str, line: str
+) -> None:
     outcome = predict(command, trained, options)
     assert (outcome.code, outcome.err) == (2, f"error: {line}\n")
-    assert outcome.run is None or {path.name for path in outcome.run.iterdir()} <= {"config.yaml", ".lock"}
-
-
-def test_parquet_without_pyarrow_is_one_line(
-    command: Commands, trained: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    import importlib.util
-
-    find: Any = importlib.util.find_spec
-    monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name, *rest: None if name == "pyarrow" else find(name, *rest)
-    )
-    outcome = predict(command, trained, "--predictions x.parquet")
-    line = "error: predictions: x.parquet takes pyarrow, which is not installed; expected a .csv without it\n"
-    assert (outcome.code, outcome.err) == (2, line)
+    assert outcome.run is None or {path.name for path in outcome.run.iterdir()} <= {
+        "config.yaml",
+        ".lock",
+    }

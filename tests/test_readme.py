@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 from command import Commands
-from conftest import SOURCES, Run
+from conftest import SOURCES, Run, command_lines
 
 README = (SOURCES / "README.md").read_text(encoding="utf-8")
-LINES = [line for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL) for line in block.splitlines()]
+LINES = command_lines(README)
 TRAINING = [line for line in LINES if line.startswith("python main.py fit")]
 FLAGS = [
     code for code in re.findall(r"`(--[^`]+)`", README) if not re.search("config|ckpt_path|init_from|resume|help", code)

@@ -26,13 +26,14 @@ from pathlib import Path
 from typing import IO, Any
 
 import optuna
+import pyarrow.parquet
 import pyte
 import pytest
 import torch
 import yaml
 from bakery import TEMPLATE, environment
 from command import Commands
-from conftest import Bake
+from conftest import Bake, blocks
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 from wandb_record import recorded
@@ -57,9 +58,7 @@ class Project:
     def take(self, recipe: str) -> list[str]:
         """Copies the files of a recipe, and gives its commands."""
         commands = []
-        for kind, block in re.findall(
-            r"^```(\w+)\n(.*?)^```$", (RECIPES / recipe).read_text(), re.MULTILINE | re.DOTALL
-        ):
+        for kind, block in blocks((RECIPES / recipe).read_text()):
             if kind == "bash":
                 commands += self.filled(block).splitlines()
             else:
@@ -134,8 +133,8 @@ def test_each_recipe_says_what_it_is_for_what_to_install_what_to_type_and_what_c
     for page in PAGES:
         said = re.findall(r"\*\*(.+?):\*\*", page.read_text())
         assert said[:4] == ["What for", "Install", "Commands", "What comes out"], page.name
-        for block in re.findall(r"^```python\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL):
-            assert block.count("\n") <= 45, page.name
+        for kind, block in blocks(page.read_text()):
+            assert kind != "python" or block.count("\n") <= 45, page.name
 
 
 def test_what_is_copied_passes_the_projects_own_checks(project: Project) -> None:
@@ -150,8 +149,8 @@ def test_what_is_copied_passes_the_projects_own_checks(project: Project) -> None
 
 @pytest.mark.slow
 def test_what_is_copied_into_the_package_passes_mypy(project: Project) -> None:
-    project.take("logger.md")
-    project.take("media.md")
+    for name in ("logger.md", "media.md", "parquet.md", "predictions-table.md", "watch.md"):
+        project.take(name)
     project("mypy")
 
 
@@ -262,6 +261,77 @@ def test_a_logger_of_ones_own_gets_everything_beside_wandb_and_alone(project: Pr
     assert b"val/acc" in file.read_bytes()
     refused = project(f"{beside} --trainer.logger.digits two", code=2)
     assert refused == "error: --trainer.logger.digits: expected int, got two\n"
+
+
+@pytest.mark.slow
+def test_predictions_are_a_parquet_file_with_the_numbers_of_the_model(project: Project) -> None:
+    install, command = project.take("parquet.md")
+    project(install)
+    assert "predictions.parquet, 360 rows\n" in project(command)
+    project(command.partition(" --config")[0])
+    parquet, plain = project.runs()
+    columns = pyarrow.parquet.read_table(parquet / "predictions.parquet")
+    assert not (parquet / "predictions.csv").exists()
+    with (plain / "predictions.csv").open(newline="") as file:
+        rows = [*csv.DictReader(file)]
+    assert columns.column_names == [*rows[0]]
+    assert columns["index"].to_pylist() == [int(row["index"]) for row in rows]
+    for name in ("p0", "p9"):
+        texts = torch.tensor([float(row[name]) for row in rows])
+        assert columns.schema.field(name).type == pyarrow.float32()
+        assert torch.equal(texts, torch.tensor(columns[name].to_pylist()))  # bit-for-bit
+
+
+@pytest.mark.slow
+def test_predictions_are_a_table_in_wandb(project: Project, wandb_server: WandbServer) -> None:
+    (command,) = project.take("predictions-table.md")
+    online = replace(project, env=project.env | wandb_server.env())
+    online(f"{command} --trainer.accelerator cpu --trainer.devices 2")
+    project(f"{command} --trainer.logger false")
+    sent_run, _ = project.runs()
+    with (sent_run / "predictions.csv").open(newline="") as file:
+        names, *rows = csv.reader(file)
+    sent = wandb_server.runs[sent_run.name]
+    (row,) = [row for row in sent.history if "predictions" in row]
+    shown = json.loads(sent.files[row["predictions"]["path"]])
+    assert shown["columns"] == names
+    assert [[f"{value:.9g}" for value in values] for values in shown["data"]] == rows
+    assert {type(value) for value in shown["data"][0][:2]} == {int}
+
+
+@pytest.mark.slow
+def test_gradients_parameters_and_the_graph_are_watched_and_no_hook_stays(
+    project: Project, wandb_server: WandbServer
+) -> None:
+    (command,) = project.take("watch.md")
+    hooks = """
+from lightning.pytorch import Callback
+
+
+class Hooks(Callback):
+    def teardown(self, trainer, module, stage):
+        parts = [*module.modules(), *module.parameters()]
+        kinds = ("_forward_hooks", "_backward_hooks")
+        print("hooks", sum(len(getattr(part, kind, None) or ()) for part in parts for kind in kinds))
+"""
+    (project.folder / "odd_duck" / "hooks.py").write_text(hooks)
+    online = replace(project, env=project.env | wandb_server.env())
+    screen = online(f"{command} --trainer.callbacks+ odd_duck.hooks.Hooks")
+    assert "hooks 0\n" in screen
+    assert "arn" not in screen
+    project(f"{command} --trainer.logger CSVLogger --trainer.logger.save_dir '$run'")
+    (sent,) = wandb_server.runs.values()
+    parts = {f"{layer}.{kind}" for layer in (0, 3, 8) for kind in ("weight", "bias")}
+    names = {f"{kind}/{part}" for kind in ("gradients", "parameters") for part in parts}
+    rows = [row for row in sent.history if names & row.keys()]
+    assert set().union(*rows) >= names
+    assert sum(rows[0]["parameters/0.bias"]["values"]) == 32
+    graph = json.loads(sent.files[sent.summary["graph_0"]["path"]])
+    assert [node["class_name"].partition("(")[0] for node in graph["nodes"]] == [
+        *["Conv2d", "ReLU", "MaxPool2d"] * 2,
+        *("Flatten", "Dropout", "Linear"),
+    ]
+    assert all("trainer/global_step" in row for row in sent.history)
 
 
 @pytest.mark.slow

@@ -142,7 +142,7 @@ class Batched(Digits):
 LINE = (
     "fit --config @digits --data.batch_size 16 --trainer.max_epochs 2 --trainer.limit_train_batches 4"
     " --trainer.limit_val_batches 2 --trainer.log_every_n_steps 1 --trainer.logger false"
-    " --trainer.callbacks resumable.Keeps --callbacks.backup.every_n_train_steps 1"
+    " --trainer.callbacks resumable.Keeps --callbacks.last_checkpoint.every_n_train_steps 1"
 )
 PLATEAU = (
     "--model.lr_scheduler lightning.pytorch.cli.ReduceLROnPlateau --model.lr_scheduler.monitor val/loss"
@@ -174,7 +174,7 @@ def theirs(command: Commands, tmp_path_factory: pytest.TempPathFactory) -> Itera
         ("--data resumable.Several --data.num_workers 1 --model resumable.Pairs --trainer.limit_train_batches 1.0", 13),
         ("--model resumable.Logs", 7),
         ("--model resumable.Logs --trainer.accumulate_grad_batches 2 --trainer.log_every_n_steps 2", 3),
-        ("--model resumable.Manual --callbacks.backup.every_n_train_steps 2", 7),
+        ("--model resumable.Manual --callbacks.last_checkpoint.every_n_train_steps 2", 7),
         (f"{CYCLE} --trainer.val_check_interval 0.5", 5),
         (f"{PLATEAU}", 7),
         (f"{PLATEAU} --trainer.max_steps 6 --trainer.max_epochs 9", 5),
@@ -198,7 +198,7 @@ def test_any_checkpoint_leads_to_the_same_weights_and_rows(
     for copy in copies[1::2]:
         outcome = command(f"fit --resume {copy}")
         assert (outcome.code, outcome.err) == (0, ""), f"{copy}: {outcome.err or outcome.error}"
-        assert "not to the bit" not in outcome.out
+        assert "does not resume bit-for-bit" not in outcome.out
         if differences := compare(reference.run, copy).differences:
             wrong[copy.parent.name] = differences
     assert not wrong, "\n".join(f"{step}: {differences}" for step, differences in wrong.items())
@@ -206,9 +206,9 @@ def test_any_checkpoint_leads_to_the_same_weights_and_rows(
 
 @pytest.mark.parametrize("data", ["resumable.Streamed", "resumable.Batched"])
 def test_data_that_cannot_be_taken_up_anywhere_are_left_alone_and_a_line_says_so(data: str, command: Commands) -> None:
-    first = command(f"{LINE} --data {data} --callbacks.backup.every_n_train_steps 3")
+    first = command(f"{LINE} --data {data} --callbacks.last_checkpoint.every_n_train_steps 3")
     assert (first.code, first.err) == (0, ""), first.error or first.err
-    (line,) = [line for line in first.out.splitlines() if "bit by bit" in line]
+    (line,) = [line for line in first.out.splitlines() if "bit-for-bit" in line]
     assert line.startswith("data     ")
     assert first.run is not None
     assert command(f"fit --resume {first.run.name} --trainer.max_epochs 3").code == 0

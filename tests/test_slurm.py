@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from command import Commands
-from conftest import Bake
+from conftest import Bake, command_lines
 from slurm import NODES, Slurm, missing, until
 from wandb_record import recorded, records
 from wandb_server import WandbServer
@@ -127,7 +127,7 @@ def test_a_job_that_is_requeued_in_whatever_way_goes_on_in_the_same_run(cluster:
         seconds = {"from submission to step 12": cluster.held(run, 0, 2, job)}
 
         cluster.slurm("scancel", "--signal=USR1", job)  # as --signal does: to all of the step, and not to the script
-        until(lambda: "stops    " in cluster.screen(job), 10)
+        until(lambda: "stopping " in cluster.screen(job), 10)
         (run / "held-0").touch()
         seconds["from SIGUSR1 to the queue"] = until(lambda: cluster.slurm.job(job)["Restarts"] == "1", 60)
         assert (server.runs[run.name].state, server.runs[run.name].exit_code) == ("preempted", 138)
@@ -135,7 +135,7 @@ def test_a_job_that_is_requeued_in_whatever_way_goes_on_in_the_same_run(cluster:
         seconds["to the next start's step 25"] = cluster.held(run, 1, 2, job)
 
         cluster.slurm("scontrol", "requeue", job)  # as for a job of higher priority: SIGTERM, later SIGKILL
-        until(lambda: cluster.screen(job).count("stops    ") == 2, 10)
+        until(lambda: cluster.screen(job).count("stopping ") == 2, 10)
         (run / "held-1").touch()
         cluster.ended(job, "COMPLETED", "0:0")
         screen = cluster.screen(job)
@@ -154,7 +154,7 @@ def test_a_job_that_is_requeued_in_whatever_way_goes_on_in_the_same_run(cluster:
         rows = [row["trainer/global_step"] for row in sent.history if "train/loss" in row]
         assert rows == [*range(45)]
     late = cluster.run(f"tests-{timed}")
-    until(lambda: "stops    " in cluster.screen(timed), 90)
+    until(lambda: "stopping " in cluster.screen(timed), 90)
     (late / "held-0").touch()
     until(lambda: cluster.slurm.job(timed)["Restarts"] == "1", 30, lambda: cluster.screen(timed))
     assert (step(late), exits(late)) == (12, [138])
@@ -171,13 +171,13 @@ def test_each_task_of_an_array_is_a_run_and_scancel_leaves_a_checkpoint_and_no_p
         cluster.held(run, 0, 1, f"{job}_{run.name[-1]}")
     assert "CPUs=2 " in cluster.slurm("scontrol", "show", "step", f"{job}_2.0")
     cluster.slurm("scancel", f"{job}_2")
-    until(lambda: "stops    " in cluster.screen(f"{job}_2"), 10)
+    until(lambda: "stopping " in cluster.screen(f"{job}_2"), 10)
     for run in (going, cancelled):
         (run / "held-0").touch()
     cluster.ended(f"{job}_2", "CANCELLED", "0:15")
     until(lambda: not cluster.slurm.processes(f"WANDB_RUN_ID={cancelled.name}"), 40)
     screen = cluster.screen(f"{job}_2")
-    assert "stopped  by SIGTERM; to go on: fit --resume" in screen
+    assert "stopped  by SIGTERM; to resume: python main.py fit --resume" in screen
     assert "Traceback" not in screen
     assert (step(cancelled), steps(cancelled)) == (12, [*range(12)])
     cluster.ended(f"{job}_1", "COMPLETED", "0:0")
@@ -220,8 +220,7 @@ def test_jobs_of_one_folder_and_sruns_of_one_allocation_are_runs_of_their_own(cl
 
 @pytest.mark.slow
 def test_slurm_takes_each_command_of_the_readme(cluster: Cluster) -> None:
-    text = (cluster.project / "slurm" / "README.md").read_text()
-    lines = [line for block in re.findall(r"```bash\n(.*?)```", text, re.DOTALL) for line in block.splitlines()]
+    lines = command_lines((cluster.project / "slurm" / "README.md").read_text())
     submitted = [shlex.split(line)[1:] for line in lines if line.startswith("sbatch ")]
     assert len(submitted) > 3
     assert [line for line in lines if not line.startswith("sbatch ")] == ["python main.py sync"]  # in test_sync.py
@@ -241,7 +240,7 @@ def test_a_task_that_is_alone_takes_a_fresh_id_and_is_not_requeued_to_begin_anew
     held = cluster.project / "runs"
     until(lambda: len([*held.glob("*/held-0.0")]) == 2, 90, lambda: cluster.screen(job))
     cluster.slurm("scancel", "--signal=USR1", job)
-    until(lambda: cluster.screen(job).count("stops    ") == 2, 10)
+    until(lambda: cluster.screen(job).count("stopping ") == 2, 10)
     for folder in held.iterdir():
         (folder / "held-0").touch()
     until(lambda: cluster.slurm.job(job)["JobState"] in ("COMPLETED", "FAILED"), 60, lambda: cluster.screen(job))

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from bakery import TEMPLATE
 from command import Commands
-from conftest import ASKED, QUESTIONS, SOURCES, Run, copy_template, tracked
+from conftest import ASKED, QUESTIONS, SOURCES, Run, command_lines, copy_template, tracked
 
 README = (TEMPLATE / "README.md").read_text(encoding="utf-8")
 
@@ -31,15 +31,10 @@ def test_the_readme_sets_everything_up_with_two_commands() -> None:
 
 
 def test_every_command_of_the_readme_is_one_that_a_test_runs() -> None:
-    lines = [
-        line
-        for block in re.findall(r"^```bash\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
-        for line in block.splitlines()
-    ]
     init = 'cd my-project && git init && git add --all && git commit --message "As it was baked"'
     # Here, in test_ways_in.py and test_project.py, and in test_updates.py.
     bake, update = ["cookiecutter TEMPLATE", "cd my-project && make train"], ["cruft check", "cruft update"]
-    assert lines == ["make demo", "make test", *bake, "cruft create TEMPLATE", init, *update]
+    assert command_lines(README) == ["make demo", "make test", *bake, "cruft create TEMPLATE", init, *update]
 
 
 def test_every_page_with_commands_or_code_is_read_by_a_test_that_runs_them() -> None:

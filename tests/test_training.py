@@ -21,7 +21,7 @@ Person = Callable[..., str]
 
 SCREEN = r"""
 run      .+
-model    Classifier, 21,386 weights
+model    Classifier, 21,386 parameters
 device   CPU
 W&B      offline \(no key; to log in: wandb login\); to see this run: wandb leet .+; to send it later: python .+ sync .+
 (epoch \d+ +step \d+ +lr-AdamW 0.002  train/loss \S+  val/acc \S+  val/loss \S+
@@ -122,8 +122,8 @@ def test_the_metrics_file_has_every_value_in_columns_as_lightning_names_them(tra
 def test_wandb_has_the_whole_configuration_nested_and_once(trained: Trained) -> None:
     config = {key: value for key, value in trained.record.config.items() if key not in ("_wandb", "run")}
     assert config == yaml.safe_load((trained.folder / "config.yaml").read_text())
-    options = {"seed_everything", "test_after_fit", "weights_only", "predictions", "predictions_table"}
-    options |= {"compile", "matmul_precision"}
+    options = {"seed_everything", "test_after_fit", "weights_only", "predictions"}
+    options |= {"compile", "matmul_precision", "monitor", "mode", "optimizer", "lr_scheduler"}
     assert set(config) == {"trainer", "model", "data", "callbacks", *options}
     assert config["model"]["init_args"]["lr"] == 0.002
     assert config["trainer"]["logger"]["init_args"]["project"] == 'a "b" {c}'
@@ -194,8 +194,8 @@ Path("bin").mkdir()
 Path("bin/srun").touch(0o755)
 os.sched_getaffinity = lambda pid: set(range(16))  # enough cores for Lightning to ask for workers
 from main import main
-from ente3.engine import cli
-cli.silence = lambda: warnings.simplefilter("always")
+from ente3.engine import session
+session.silence_libraries = lambda: warnings.simplefilter("always")
 fit = ["fit", "--config", "configs/digits.yaml", "--trainer.logger", "false", "--trainer.max_epochs", "1"]
 main(fit)
 main([*fit, "--trainer.barebones", "true"])
@@ -214,7 +214,7 @@ except SystemExit:  # there is none
 
 
 def test_each_silenced_message_would_still_be_shown(trained: Trained, person: Person) -> None:
-    """When this fails, a library has mended its ways: take the entry out of `silence` in engine/cli.py."""
+    """When this fails, a library has mended its ways: take the entry out of the tables in engine/session.py."""
     screen = person("-c", SILENCED, trained.folder.name, cwd=trained.project)
     for message in (
         "`isinstance(treespec, LeafSpec)` is deprecated",

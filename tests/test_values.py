@@ -40,7 +40,7 @@ ROWS = [
     ("fit", "a.yaml b.yaml", "--model Classifier", "model.class_path", "odd_duck.model.Classifier", "--model"),
     ("fit", "a.yaml b.yaml", "--model Classifier", "model.lr", 0.5, "b.yaml"),
     ("fit", "a.yaml b.yaml", "", "callbacks.checkpoint.save_top_k", 3, "b.yaml"),
-    ("fit", "a.yaml b.yaml", "", "callbacks.checkpoint.monitor", "val/acc", "defaults.yaml"),
+    ("fit", "a.yaml b.yaml", "", "callbacks.checkpoint.monitor", "$monitor", "defaults.yaml"),
     ("fit", "a.yaml", "--callbacks.checkpoint.save_top_k 2", "callbacks.checkpoint.save_top_k", 2, "--callbacks.che"),
     ("fit", "a.yaml", "", "callbacks.early_stopping", None, "a.yaml"),
     ("fit", "a.yaml", "--trainer.logger.tags [x,y]", "trainer.logger.tags", ["x", "y"], "--trainer.logger.tags"),
@@ -103,37 +103,56 @@ def value_and_origin(text: str, option: str) -> tuple[object, str]:
     raise AssertionError(f"{option} is not shown")
 
 
-@pytest.mark.parametrize("first", ["files", "flags", "mixed"])
-@pytest.mark.parametrize(("verb", "files", "flags", "option", "value", "origin"), ROWS)
+def lines() -> list[tuple[str, str, str, str]]:
+    """Each command line of ROWS once, with flags behind, before or on both sides of the files.
+
+    One whose flags name a checkpoint and more stands in every order.
+    """
+    orders = ("files", "flags", "mixed")
+    cases = []
+    for number, line in enumerate(dict.fromkeys(row[:3] for row in ROWS)):
+        several = line[1] and line[2].count("--") > 1
+        chosen = orders if several else (orders[number % len(orders)],)
+        cases += [(*line, order) for order in chosen]
+    return cases
+
+
+def words_of(files: str, flags: str, order: str, folder: Path) -> str:
+    configs = []
+    for file in [JSON if word == "J" else word for word in files.replace(JSON, "J").split()]:
+        configs.append(f"--config {file if file == JSON else folder / file}")
+    parts = [word if word.startswith("--") else f"--{word}" for word in flags.split(" --") if word]
+    before = {"files": 0, "flags": len(parts), "mixed": 1}[order]
+    return " ".join([*parts[:before], *configs, *parts[before:]])
+
+
+@pytest.mark.parametrize(("verb", "files", "flags", "order"), lines())
 def test_the_value_that_counts_comes_from_where_it_should_wherever_flags_stand(
     verb: str,
     files: str,
     flags: str,
-    option: str,
-    value: object,
-    origin: str,
-    first: str,
+    order: str,
     line: tuple[Path, dict[str, str]],
     command: Commands,
 ) -> None:
     folder, names = line
-    for name, path in names.items():
-        flags, origin = flags.replace(name, path), origin.replace(name, path)
-    configs = []
-    for file in [JSON if word == "J" else word for word in files.replace(JSON, "J").split()]:
-        configs.append(f"--config {file if file == JSON else folder / file}")
-    words = flags.split(" --")
-    flags_list = [word if word.startswith("--") else f"--{word}" for word in words if word]
-    parts = {
-        "files": [*configs, *flags_list],
-        "flags": [*flags_list, *configs],
-        "mixed": [*flags_list[:1], *configs, *flags_list[1:]],
-    }[first]
-    outcome = command(f"{verb} {' '.join(parts)} --print_config=origins")
+
+    def named(text: str) -> str:
+        for name, path in names.items():
+            text = text.replace(name, path)
+        return text
+
+    words = words_of(files, named(flags), order, folder)
+    outcome = command(f"{verb} {words} --print_config=origins")
     assert (outcome.code, outcome.err, outcome.run) == (0, "", None), outcome
-    seen, where = value_and_origin(outcome.out, option)
-    assert seen == value
-    assert origin in where if origin.startswith("--") else where.endswith(origin), where
+    for *asked, option, value, origin in ROWS:
+        if tuple(asked) != (verb, files, flags):
+            continue
+        seen, where = value_and_origin(outcome.out, option)
+        expected = named(origin)
+        assert seen == value
+        found = expected in where if origin.startswith("--") else where.endswith(expected)
+        assert found, where
 
 
 def test_what_is_shown_is_what_trains(line: tuple[Path, dict[str, str]], command: Commands) -> None:

@@ -7,10 +7,9 @@ from pathlib import Path
 
 import pytest
 from bakery import TEMPLATE
-from conftest import Bake, Run, texts
+from conftest import Bake, Run, blocks, texts
 
 PAGE = (TEMPLATE / "docs" / "own.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
 BIN = Path(sys.executable).parent
 OWN = "## Your own data and model\n"
 
@@ -34,7 +33,7 @@ def test_the_steps_lead_from_the_example_to_another_task_that_passes_all_checks(
     (project / ".venv").mkdir()
     (project / ".venv" / "ready").touch()  # the environment of these tests stands for its own
     printed = {}
-    for kind, block in BLOCKS:
+    for kind, block in blocks(PAGE):
         if kind == "bash":
             for line in block.splitlines():
                 printed[line] = run("bash", "-c", f"{line} {f'BIN={BIN}' * line.startswith('make')}", cwd=project)

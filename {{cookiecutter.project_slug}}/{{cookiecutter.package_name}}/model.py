@@ -70,11 +70,16 @@ class Classifier(LightningModule):
         return self(images).softmax(dim=1)
 
     def samples(self, batch: Batch, logits: Tensor) -> dict[str, Tensor]:
-        """Returns what `callbacks.samples` shows of a validation batch, by column."""
+        """Return what the callback `Samples` shows of a validation batch, by column."""
         images, labels = batch
         confidences, classes = logits.softmax(dim=1).max(dim=1)
-        losses = F.cross_entropy(logits, labels, reduction="none")
-        return {"image": images, "truth": labels, "prediction": classes, "confidence": confidences, "loss": losses}
+        return {
+            "image": (255 * images).byte(),  # W&B shows images of floats in [0, 1] black
+            "truth": labels,
+            "prediction": classes,
+            "confidence": confidences,
+            "loss": F.cross_entropy(logits, labels, reduction="none"),
+        }
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer = self.optimizer(self.parameters(), self.lr)

@@ -1,298 +1,368 @@
-"""The command line: LightningCLI with defaults.yaml under every run, named callbacks, and a folder for each run."""
+"""A LightningCLI with defaults.yaml below each run, callbacks by name, and a folder for each run.
 
-import importlib
-import importlib.util
+A project's own CLI is a subclass of `CLI`, in cli.py beside data.py.
+"""
+
 import json
-import logging
 import os
 import sys
-import warnings
-from argparse import ArgumentError, ArgumentParser
-from collections.abc import Callable, Sequence
-from itertools import product
+from argparse import ArgumentError
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
-import yaml
 from jsonargparse import Namespace
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.callbacks import BasePredictionWriter, Checkpoint, ModelCheckpoint, ProgressBar
+from lightning.pytorch.callbacks import (
+    BasePredictionWriter,
+    Checkpoint,
+    EarlyStopping,
+    LearningRateMonitor,
+    ModelCheckpoint,
+    ProgressBar,
+)
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.plugins.io import TorchCheckpointIO
-from lightning.pytorch.trainer.connectors.logger_connector.result import _ResultMetric
 
-from .callbacks import Callbacks, EpochLines, MetricsFile, NameCheck, Record
-from .endings import Endings
-from .resume import Bookmark, Checkpoints
-from .run import LOCKS, PROJECT, REDACTED, SECTIONS, VERBS, Mistake, Run, command, redacted, runs_root, shown
-from .wandb import Wandb
+from .checkpoint_io import AtomicCheckpointIO
+from .checkpoints import LastCheckpoint
+from .command_line import NOT_RECORDED, CommandLine
+from .distributed import broadcast_run_id
+from .error_messages import Given, explain
+from .errors import UsageError, print_usage_errors
+from .files import PROJECT, entry_script, redact, redact_command
+from .lightning_internals import strip_noop_hooks
+from .metrics import Divergence, MetricNameCheck, MetricsFile, Summaries
+from .parser import Parser
+from .placeholders import fill_placeholders, without_unmonitored
+from .progress import progress_callback
+from .provenance import differences, print_origins, refuse_redacted
+from .recorder import RunRecorder, best_or_last, print_outcome
+from .restore import RestoreRun
+from .resume import CheckpointLayers, find_restart_checkpoint, load_initial_weights
+from .run import Run
+from .session import session
+from .shutdown import GracefulShutdown
+from .train_state import TrainState
+from .wandb_logger import RunWandbLogger
 
 # What `trainer.barebones` wants left to itself.
-BAREBONES = ("logger", "log_every_n_steps", "num_sanity_val_steps", "enable_progress_bar", "enable_model_summary")
-STEP_HOOKS = [name for name in vars(Callback) if "_batch_" in name or name.startswith(("on_before", "on_after"))]
-ORIGINS = "--print_config=origins"
-WAYS_ON = ("ckpt_path", "init_from", "resume")
-
-
-def execute(words: Sequence[str], cli: Callable[[list[str], Endings], LightningCLI]) -> None:
-    """Runs a command, ends its W&B run, and leaves environment and warnings as they were."""
-    for room in ("data", "model"):  # so that their classes go by their names alone
-        if importlib.util.find_spec(f"..{room}", __package__):
-            importlib.import_module(f"..{room}", __package__)
-    environment = dict(os.environ)
-    os.environ |= {"WANDB_SILENT": "true", "WANDB_ERROR_REPORTING": "false"}  # the lines on the screen are ours
-    raised: Exception | None = None
-    try:
-        with warnings.catch_warnings(), LOCKS, Endings() as endings:
-            silence()
-            cli(list(words), endings)
-    except Exception as error:
-        raised = error
-    finally:
-        os.environ.clear()
-        os.environ.update(environment)
-    if raised:  # outside of `except`, so that a traceback does not show what was there first
-        from .mistakes import cause_of
-
-        raise cause_of(raised)
-
-
-def silence() -> None:
-    """Leaves out what nobody who reads it could act on. A test of the template says when an entry can go."""
-    # Tips, what a run's first lines say, and that Lightning would requeue a job of SLURM.
-    for name in ("pytorch.utilities.rank_zero", "fabric.utilities", "pytorch.trainer.connectors.signal_connector"):
-        logging.getLogger(f"lightning.{name}").setLevel(logging.WARNING)
-    for message in (
-        r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # Lightning's own use of torch
-        r"You are trying to `self.log\(\)` but `Trainer\(barebones=True\)`",  # that is what barebones is for
-        r"Be aware that when using `ckpt_path`, callbacks used",  # evaluating needs none of them
-        r"The `srun` command is available",  # on a login node, or on a machine of one's own
-        r"Checkpoint directory .* exists and is not empty",  # of a run that goes on
-        r"The dirpath has changed",  # a new run that begins at another's checkpoint has a best of its own
-        r".*does not have many workers",  # data in memory needs none
-        r"You're resuming from a checkpoint that ended before the epoch ended",  # ours tells where it ended
-        r"`\.\w+\(ckpt_path=\"best\"\)` is called with Trainer configured with multiple",  # one of which has a best
-    ):
-        warnings.filterwarnings("ignore", message)
-
-
-def lighten(callbacks: Sequence[Callback]) -> None:
-    """Takes out of each step what Lightning does in it for nothing, until LOCKS is closed."""
-    for callback, hook in product(callbacks, STEP_HOOKS):
-        if getattr(getattr(callback, hook), "__func__", None) is getattr(Callback, hook):
-            setattr(callback, hook, None)  # it calls an empty hook, within a context, but none that is no function
-    kind: Any = _ResultMetric  # Lightning's #20388: each `self.log` copies all that a value consists of to where it is
-    move = kind.to
-    kind.to = lambda it, device: it if not it.is_tensor or it.value.device == device else move(it, device)
-    LOCKS.callback(setattr, kind, "to", move)
+BAREBONES = (
+    "logger",
+    "log_every_n_steps",
+    "num_sanity_val_steps",
+    "enable_progress_bar",
+    "enable_model_summary",
+)
 
 
 class CLI(LightningCLI):
-    """Runs one verb with any LightningModule and LightningDataModule."""
+    """Runs one subcommand with any LightningModule and LightningDataModule.
 
-    program = "main.py"
-    lowest = [str(PROJECT / "configs" / "defaults.yaml")]  # noqa: RUF012
+    Takes the arguments of LightningCLI. Afterwards `trainer`, `model`, `datamodule`, `run`,
+    `metrics` and `best_checkpoint` tell what came out.
 
-    def __init__(self, words: list[str], endings: Endings, **options: Any) -> None:
-        self.endings = endings
-        super().__init__(args=words, save_config_callback=None, auto_configure_optimizers=False, **options)
+    Raises:
+        UsageError: If the command is wrong. What the model or the data raise is passed through.
+    """
 
-    def setup_parser(self, add_subcommands: bool, main_kwargs: dict[str, Any], *others: Any) -> None:
-        epilog = "`sync [RUN ...]` sends to W&B what it does not have of runs; see `sync --help`."
-        super().setup_parser(add_subcommands, {**main_kwargs, "epilog": epilog}, *others)
+    callbacks: ClassVar[dict[str, Any]] = {
+        "checkpoint": ModelCheckpoint,
+        "last_checkpoint": LastCheckpoint,
+        "early_stopping": EarlyStopping,
+        "lr_monitor": LearningRateMonitor,
+        "summaries": Summaries,
+        "divergence": Divergence,
+    }
+    default_config_files: ClassVar[list[str]] = [str(PROJECT / "configs" / "defaults.yaml")]
+    run: Run
 
-    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
-        return super().init_parser(allow_abbrev=False, exit_on_error=False, **kwargs)
+    def __init__(self, *classes: Any, **options: Any) -> None:
+        self.parsers: list[Any] = []  # one for each subcommand, in their order
+        self.shutdown = GracefulShutdown()
+        self.resources = ExitStack()
+        options = {"save_config_callback": None, "parser_class": Parser, **options}
+        runs = options.get("run", True)
+        with print_usage_errors(), session(self.shutdown, self.resources, runs):
+            super().__init__(*classes, **options)
 
-    def add_run_arguments(self, parser: LightningArgumentParser, callbacks: type) -> None:
-        self.verb_parser = parser  # any verb's, for all have these options
-        parser.add_class_arguments(callbacks, "callbacks")
-        parser.add_argument("--runs_root", type=str | None, help=f"Folder of all runs, {runs_root()} if null.")
-        parser.add_argument("--init_from", type=str | None, help="Checkpoint whose weights `fit` begins with.")
-        parser.add_argument("--resume", type=str | None, help="Run that `fit` goes on with.")
-        parser.add_argument("--compile", type=bool, default=False, help="Compile what the model is made of.")
-        precision = "Of products in 32 bits on GPUs; torch's own if null."
-        parser.add_argument("--matmul_precision", type=Literal["highest", "high", "medium"] | None, help=precision)
-        parser.link_arguments("data.num_classes", "model.init_args.num_classes", apply_on="instantiate")
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The values that were logged last, by name."""
+        return {name: value.item() for name, value in self.trainer.callback_metrics.items()}
 
-    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        self.add_run_arguments(parser, Callbacks)
-        parser.add_argument("--test_after_fit", type=bool, default=False, help="Test the best checkpoint after `fit`.")
-        table = "Table that `predict` writes, in the run's folder: .csv or .parquet; none if null."
+    @property
+    def best_checkpoint(self) -> Path | None:
+        """The best checkpoint that this run has saved, or else its last one."""
+        file = best_or_last(self.trainer)
+        return Path(file) if file else None
+
+    # The parser.
+
+    def setup_parser(
+        self, add_subcommands: bool, main_kwargs: dict[str, Any], *others: Any
+    ) -> None:
+        epilog = "`sync [RUN ...]` sends to W&B what it lacks of runs; see `sync --help`."
+        super().setup_parser(add_subcommands, {"epilog": epilog, **main_kwargs}, *others)
+
+    def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        super().add_default_arguments_to_parser(parser)
+        self.parsers.append(parser)
+        self.add_run_arguments(parser)
+        self.add_trainer_arguments(parser)
+        for name, kind in self.callbacks.items():
+            parser.add_argument(f"--callbacks.{name}", type=kind | None, default=None)
+
+    @staticmethod
+    def add_run_arguments(parser: LightningArgumentParser) -> None:
+        """Add the options that this CLI has beside LightningCLI's."""
+        monitor = "Metric that checkpoints, early stopping and summaries go by; null for none."
+        parser.add_argument("--monitor", type=str | None, help=monitor)
+        mode = "Whether the monitor is better when it is smaller or larger."
+        parser.add_argument("--mode", type=Literal["min", "max"], default="min", help=mode)
+        parser.add_argument("--run_id", type=str | None, help="Id of the run; drawn if null.")
+        parser.add_argument("--runs_root", type=str | None, help="Folder of all runs.")
+        init_from = "Checkpoint whose weights `fit` begins with."
+        parser.add_argument("--init_from", type=str | None, help=init_from)
+        parser.add_argument("--resume", type=str | None, help="Run that `fit` resumes.")
+        compiled = "torch.compile each submodule of the model."
+        parser.add_argument("--compile", type=bool, default=False, help=compiled)
+        precision = Literal["highest", "high", "medium"] | None
+        torch_call = "torch.set_float32_matmul_precision; torch's default if null."
+        parser.add_argument("--matmul_precision", type=precision, help=torch_call)
+
+    @staticmethod
+    def add_trainer_arguments(parser: LightningArgumentParser) -> None:
+        """Add the options that only a Trainer can follow."""
+        tested = "Test the best checkpoint after `fit`."
+        parser.add_argument("--test_after_fit", type=bool, default=False, help=tested)
+        table = "CSV file that `predict` writes into the run's folder; none if null."
         parser.add_argument("--predictions", type=str | None, default="predictions.csv", help=table)
-        parser.add_argument("--predictions_table", type=bool, default=False, help="Whether W&B gets it as well.")
+
+    @property
+    def options_parser(self) -> Any:
+        """The parser that has the options of the chosen subcommand."""
+        verbs = list(self.subcommands())
+        chosen = self.command_line.verb if self.has_verbs else ""
+        return self.parsers[verbs.index(chosen)] if chosen in verbs else self.parsers[0]
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parses, lowest first: defaults.yaml, the checkpoint's run, files in their order, flags wherever they stand.
-
-        The `model` section in a checkpoint lies under the files for `fit`, which trains what it is now asked for, and
-        over them for the other verbs, which evaluate the model as it was trained.
-        """
-        self.words = args
-        verb, *rest = args
-        known = ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-        known.add_argument("-c", "--config", action="append", default=[])
-        for way in WAYS_ON:
-            known.add_argument(f"--{way}")
-        known.add_argument("--runs_root", type=Path, default=runs_root())
-        self.checkpoint: str | None = None
-        self.way = ""
-        self.theirs: list[str] = []  # among the layers, what the checkpoint brought
-        self.layers, self.flags = list(self.lowest), rest
+        """Parse layers and flags; command_line.py says which wins."""
+        self.has_verbs = parser is not self.parsers[0]
+        verbs = list(self.subcommands()) if self.has_verbs else []
         try:
-            given, self.flags = known.parse_known_args(rest)
-            self.root = given.runs_root.expanduser().absolute()
-            self.usual_root = self.root == runs_root()
-            self.layers += given.config
-            for file in (layer for layer in self.layers if not layer.startswith("{")):
-                parts = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
-                if not isinstance(parts, dict) or not all(isinstance(parts.get(name, {}), dict) for name in SECTIONS):
-                    raise ArgumentError(None, "")  # an empty section would drop all that lies under it
-            ways = [way for way in WAYS_ON if getattr(given, way) is not None]
-            if ways:
-                from .references import way_on
+            self.command_line = CommandLine(args, verbs, self.default_config_files)
+        except ArgumentError as error:
+            raise UsageError(str(error)) from error
+        line, options = self.command_line, self.options_parser
+        registered = [key.removeprefix("callbacks.") for key in options.callback_keys]
+        for name in line.new_callbacks([*self.callbacks, *registered]):
+            options.add_argument(f"--callbacks.{name}", type=Callback | None, default=None)
+        options.given = line.given_names()
+        if parser.default_env:  # variables lie above the defaults, below all else
+            options.default_config_files = list(self.default_config_files)
+        words = line.words(with_defaults=not parser.default_env)
+        try:
+            self.config = parser.parse_args([line.verb, *words] if self.has_verbs else words)
+        except ArgumentError as error:
+            text = explain(error, options, Given(line.layers, line.flags))
+            raise UsageError(text) from error
 
-                self.way = ways[-1]
-                self.root, self.checkpoint, self.theirs = way_on(verb, ways, given, self.root, self.layers)
-            if verb in VERBS[1:] and not self.checkpoint and not {"-h", "--help"} & set(self.flags):
-                raise Mistake(f"{verb}: expected --ckpt_path RUN, or a checkpoint file; random weights are no result")
-            words = [verb, *(part for layer in self.layers for part in ("--config", layer)), *self.flags]
-            self.config = parser.parse_args([word for word in words if word != ORIGINS])
-        except (ArgumentError, OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            from .mistakes import explain
-
-            raise Mistake(explain(error, self.verb_parser, self.layers, self.flags)) from error
+    # From the configuration to a run.
 
     def before_instantiate_classes(self) -> None:
-        """Gives the run its id and folder before anything is made that could need them."""
-        verb = str(self.subcommand)
-        text = self.parser.dump(self.config, format="json", skip_unset=False, skip_link_targets=False)
-        recipe = json.loads(text)[verb]
-        for name in {*WAYS_ON, "runs_root"} & recipe.keys():
-            if recipe.pop(name) is not None:
-                raise Mistake(f"{name}: only as a flag, --{name}")
-        differs: list[str] = []
-        if self.theirs or ORIGINS in self.flags or f'"{REDACTED}"' in text:
-            from .origins import examined
+        """Give the run its id and folder before anything is made that could need them."""
+        record, notes = self._resolved_config()
+        self.run = self._start_run()
+        self.checkpoint = self._checkpoint()
+        path = self.checkpoint.path
+        command = redact_command([entry_script().name, *self.command_line.argv])
+        self.recorder = RunRecorder(self.run, redact(record), path, command, notes)
+        self.restore = RestoreRun(self.run, path)
+        options = self._of_subcommand(self.config)
+        self.monitor = options.monitor
+        placeholders = {
+            "run": str(self.run.folder),
+            "verb": self.command_line.verb,
+            "monitor": options.monitor,
+            "mode": options.mode,
+        }
+        options = fill_placeholders(options, placeholders)
+        options.callbacks = without_unmonitored(options.callbacks)
+        if "return_predictions" in options:
+            options.return_predictions = False  # nobody would take them, and they fill the memory
+        if "ckpt_path" in options:
+            options.ckpt_path = None if self.checkpoint.mode == "init_from" else path
+        if self.subcommand is None:
+            self.config = options
+        else:
+            self.config[self.subcommand] = options
 
-            differs = examined(recipe, self.layers, self.flags, self.theirs, ORIGINS in self.flags)
-        self.run = Run.start(self.root)
-        if verb == "fit" and self.way != "resume" and list(self.run.folder.glob("checkpoints/*.ckpt")):
-            from .references import restarted
+    def _of_subcommand(self, config: Any) -> Any:
+        """Return the part of a configuration that belongs to the subcommand."""
+        return config.get(str(self.subcommand), config)
 
-            self.way, self.checkpoint = "resume", str(restarted(self.run))
-        self.record = Record(self.run, redacted(recipe), self.checkpoint)
-        self.record.differs, self.record.command = differs, command([self.program, *self.words])
-        self.config[verb] = fill(self.config[verb], run=str(self.run.folder), verb=verb)
-        if verb == "predict":
-            self.config[verb].return_predictions = False  # nobody would take them, and they fill the memory
-        self.config[verb].ckpt_path = None if self.way == "init_from" else self.checkpoint
+    def _resolved_config(self) -> tuple[dict[str, Any], list[str]]:
+        """Return the configuration to record, and lines on what is renamed or differs."""
+        line = self.command_line
+        everything = {"skip_unset": False, "skip_link_targets": False}
+        record = json.loads(self.parser.dump(self.config, format="json", **everything))
+        record = self._of_subcommand(record)
+        for name in NOT_RECORDED:
+            record.pop(name, None)
+        if line.shows_origins:
+            print_origins(record, line.layers, line.flags)
+            raise SystemExit(0)
+        refuse_redacted(record)
+        notes = [f"renamed  {notice}" for notice in line.renames.notices]
+        if line.checkpoint.from_checkpoint:
+            differing = differences(record, line.asked_layers, line.flags)
+            notes += [f"differs  {difference}" for difference in differing]
+        self.options_parser.without_link_targets(record)
+        for name in record["callbacks"].keys() - self.callbacks.keys():
+            if record["callbacks"][name] is None:  # a name that nothing would then give a class
+                del record["callbacks"][name]
+        return record, notes
 
-    def drop_linked(self) -> None:
-        """Leaves out of the configuration what the data determines, so that a run's own can be given again."""
-        options = self.record.config["model"].get("init_args", {})
-        if "num_classes" in options and hasattr(self.datamodule, "num_classes"):
-            given, expected = options.pop("num_classes"), self.datamodule.num_classes
-            if given not in (None, expected) and not self.theirs:
-                raise Mistake(f"model.num_classes: expected {expected}, which the data has, got {given}")
+    def _start_run(self) -> Run:
+        """Agree with all ranks on the run's id."""
+        line = self.command_line
+        given = line.checkpoint.run_id or line.run_id or os.environ.get("WANDB_RUN_ID")
+        run_id, self.shutdown.repeatable = broadcast_run_id(given, self.resources)
+        run = Run(run_id, line.checkpoint.root)
+        run.export()
+        self.shutdown.run = run
+        return run
+
+    def _checkpoint(self) -> CheckpointLayers:
+        """Return what to begin from; a job that is started again resumes its run."""
+        checkpoint = self.command_line.checkpoint
+        begins = self.command_line.verb == "fit" and checkpoint.mode != "resume"
+        if not begins or not list(self.run.checkpoints.glob("*.ckpt")):
+            return checkpoint
+        path = str(find_restart_checkpoint(self.run))
+        return CheckpointLayers("resume", self.run.root, self.run.id, path)
+
+    # The trainer.
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Adds our callbacks and metrics.csv to what is asked for, and drops what other settings rule out."""
-        self.drop_linked()
-        config = self.config_init[self.subcommand]
-        settings, named = config.trainer, config.callbacks
-        theirs = settings.callbacks if isinstance(settings.callbacks, list) else [*filter(None, [settings.callbacks])]
-        ours = [NameCheck(named), *filter(None, vars(named).values())] if self.subcommand == "fit" else []
-        written = any(isinstance(callback, BasePredictionWriter) for callback in theirs)
-        if self.subcommand == "predict" and config.predictions and not written:
-            from .predictions import Predictions
-
-            ours = [Predictions(self.run.folder / config.predictions, config.predictions_table)]
-        bookmark = Bookmark()
-        callbacks = [self.record, *theirs, *ours, bookmark]  # theirs first: what they log can be monitored
+        """Add our callbacks and metrics.csv, and drop what other settings rule out."""
+        settings = self._of_subcommand(self.config_init).trainer
+        callbacks = self._trainer_callbacks(settings)
         if settings.barebones:
-            callbacks = theirs
             kwargs.update(dict.fromkeys(BAREBONES))
-        elif settings.enable_progress_bar is not False and not any(isinstance(c, ProgressBar) for c in theirs):
+        elif wants_progress(settings, callbacks):
             kwargs["enable_progress_bar"] = sys.stdout.isatty()
-            if sys.stdout.isatty():
-                from .bar import Bar
-            callbacks.append(Bar() if sys.stdout.isatty() else EpochLines())
-        if not settings.barebones:
-            callbacks.append(self.endings)  # last, so that it saves what the others have made of a batch
+            callbacks.append(progress_callback())
+        if self.subcommand is not None and not settings.barebones:
+            callbacks.append(self.shutdown)  # last: it sees what the others made of a batch
         if settings.enable_checkpointing is False:
-            callbacks = [callback for callback in callbacks if not isinstance(callback, Checkpoint)]
+            callbacks = [one for one in callbacks if not isinstance(one, Checkpoint)]
         # Without any, Lightning would add a ModelCheckpoint of its own.
-        kwargs["enable_checkpointing"] = any(isinstance(callback, Checkpoint) for callback in callbacks)
-        shares = settings.use_distributed_sampler and bookmark in callbacks
-        if shares:
+        saves = any(isinstance(callback, Checkpoint) for callback in callbacks)
+        kwargs["enable_checkpointing"] = saves
+        states = [callback for callback in callbacks if isinstance(callback, TrainState)]
+        shared = bool(states) and settings.use_distributed_sampler
+        if shared:
             kwargs["use_distributed_sampler"] = False
         trainer = super().instantiate_trainer(callbacks=callbacks, **kwargs)
-        lighten(trainer.callbacks)  # type: ignore[attr-defined]
-        self.endings.error_file = self.run.folder / "error.txt"
-        if shares:
-            strategy: Any = trainer.strategy
-            process = strategy.process_dataloader
-            strategy.process_dataloader = lambda loader: process(bookmark.order(loader, trainer))
-        if trainer.is_global_zero and self.record in callbacks and not settings.fast_dev_run:
-            self.run.lock()
-        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
-            trainer.strategy.checkpoint_io = Checkpoints()
-        for callback in trainer.checkpoint_callbacks if settings.fast_dev_run else ():
-            vars(callback)["save_last"] = False  # Lightning writes it even then
-        if not trainer.barebones:
-            table = MetricsFile(self.run.folder / "metrics.csv", write=not settings.fast_dev_run)
-            trainer.loggers = [*trainer.loggers, table]
+        if shared:
+            share_data(trainer, states[0])
+        self._prepare(trainer)
         return trainer
 
-    def before_fit(self) -> None:
-        """Begins with the weights of another run if asked to, and says what did not fit; has the model compiled."""
-        if self.checkpoint and self.way == "init_from":
-            from .references import init_weights
+    def _trainer_callbacks(self, settings: Namespace) -> list[Callback]:
+        """Return the callbacks in the order in which they are called."""
+        own = settings.callbacks or []
+        own = list(own) if isinstance(own, list) else [own]
+        if settings.barebones:
+            return own
+        first = [self.restore, self.recorder, *own]  # theirs before ours: what they log counts
+        if self.command_line.verb == "fit":
+            named = self.named_callbacks
+            check = MetricNameCheck(named, self.monitor)
+            return [*first, check, *named.values(), TrainState()]
+        file = self._of_subcommand(self.config_init).get("predictions")
+        writes = any(isinstance(callback, BasePredictionWriter) for callback in own)
+        if self.command_line.verb == "predict" and file and not writes:
+            from .predictions import PredictionWriter
 
-            init_weights(self.model, Path(self.checkpoint))
-        config = self.config_init[self.subcommand]
-        if config.matmul_precision:
-            torch.set_float32_matmul_precision(config.matmul_precision)
-        for part in self.model.children() if config.compile else ():
-            if next(part.parameters(), None) is not None:  # a metric has none
-                part.compile()  # in its place: a checkpoint has the names that it has without
+            first.append(PredictionWriter(self.run.folder / file))
+        return [*first, TrainState()]
+
+    @property
+    def named_callbacks(self) -> dict[str, Callback]:
+        """The callbacks of the configuration's section `callbacks` that are not switched off.
+
+        Those that a subclass added by `add_lightning_class_args` are LightningCLI's to add.
+        """
+        named = vars(self._of_subcommand(self.config_init).callbacks)
+        registered = self.options_parser.callback_keys
+        return {
+            name: callback
+            for name, callback in named.items()
+            if callback is not None and f"callbacks.{name}" not in registered
+        }
+
+    def _prepare(self, trainer: Trainer) -> None:
+        """Lock the run's folder, and add what the trainer takes after it is made."""
+        dry_run = bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        for logger in trainer.loggers:
+            if isinstance(logger, RunWandbLogger):
+                logger.use_run(self.run)
+        self.shutdown.trainer = trainer  # an error before `setup` must end W&B's run too
+        strip_noop_hooks(callbacks)
+        if self.recorder in callbacks and trainer.is_global_zero and not dry_run:
+            self.run.lock(self.resources)
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            trainer.strategy.checkpoint_io = AtomicCheckpointIO()
+        for callback in trainer.checkpoint_callbacks if dry_run else ():
+            vars(callback)["save_last"] = False  # Lightning writes it even then
+        if not trainer.barebones:
+            metrics = MetricsFile(self.run.folder / "metrics.csv", write=not dry_run)
+            trainer.loggers = [*trainer.loggers, metrics]
+
+    # Around `fit`.
+
+    def before_fit(self) -> None:
+        """Begin with the weights of another run if asked to, and compile the model."""
+        if self.checkpoint.mode == "init_from":
+            load_initial_weights(self.model, Path(str(self.checkpoint.path)))
+        options = self._of_subcommand(self.config_init)
+        if options.matmul_precision:
+            torch.set_float32_matmul_precision(options.matmul_precision)
+        for module in self.model.children() if options.compile else ():
+            has_parameters = next(module.parameters(), None) is not None
+            if has_parameters:  # a metric has none
+                module.compile()  # in place: names in a checkpoint stay as they are
 
     def after_fit(self) -> None:
-        """Tests the best checkpoint if asked to, and says what the run left and how to go on."""
-        trainer, named = self.trainer, self.config_init[self.subcommand].callbacks
-        saved = [c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)]
-        files = [*(c.best_model_path for c in saved), *(c.last_model_path for c in saved), ""]
-        best = Path(next(filter(None, files), ""))
-        ours = best.is_relative_to(self.run.folder)  # not the checkpoint of another run, with which this one began
-        if self.config_init[self.subcommand].get("test_after_fit"):
-            trainer.test(self.model, datamodule=self.datamodule, ckpt_path=str(best) if ours else None)
+        """Test the best checkpoint if asked to, and say what the run left."""
+        trainer = self.trainer
+        options = self._of_subcommand(self.config_init)
+        best = self.best_checkpoint
+        own = best is not None and best.is_relative_to(self.run.folder)
+        if options.get("test_after_fit"):
+            path = str(best) if own else None
+            trainer.test(self.model, datamodule=self.datamodule, ckpt_path=path)
         if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        if trainer.global_step == self.record.restored_step:
+        if trainer.global_step == self.restore.restored_step:
             print(f"done     nothing was left to train after step {trainer.global_step}")
-        if epoch := getattr(vars(named).get("early_stopping"), "stopped_epoch", 0):
-            print(f"stopped  after epoch {epoch}: {named.early_stopping.monitor} no longer gets better")
-        if values := getattr(named.summaries, "best", None):
-            parts = [f"{name.removeprefix('best/')} {value:.4g}" for name, value in values.items()]
-            print("best     " + "  ".join(parts))
-        for logger in trainer.loggers:
-            if isinstance(logger, Wandb):
-                print(f"W&B      {logger.place}")
-        if ours:
-            by_name = self.usual_root and (self.run.folder / "checkpoints" / "last.ckpt").exists()
-            reference = self.run.id if by_name else shown(best)
-            print(f"saved    {shown(best)}")
-            print(f"test     python {shown(PROJECT / 'main.py')} test --ckpt_path {reference}")
+        default_root = self.command_line.default_root
+        print_outcome(trainer, self.run, self.named_callbacks, default_root)
 
 
-def fill(value: Any, run: str, verb: str) -> Any:
-    """Replaces `${run}` and `${verb}` in all texts within `value`."""
-    if isinstance(value, str):
-        return value.replace("${run}", run).replace("${verb}", verb)
-    if isinstance(value, list):
-        return [fill(item, run, verb) for item in value]
-    if isinstance(value, dict):
-        return {key: fill(item, run, verb) for key, item in value.items()}
-    return Namespace(fill(vars(value), run, verb)) if isinstance(value, Namespace) else value
+def wants_progress(settings: Namespace, callbacks: list[Callback]) -> bool:
+    """Return True unless a setting, or a bar among the callbacks, says otherwise."""
+    has_bar = any(isinstance(callback, ProgressBar) for callback in callbacks)
+    return settings.enable_progress_bar is not False and not has_bar
+
+
+def share_data(trainer: Trainer, state: TrainState) -> None:
+    """Give each rank its share of every loader, in an order that can be resumed anywhere."""
+    strategy: Any = trainer.strategy
+    process = strategy.process_dataloader
+    strategy.process_dataloader = lambda loader: process(state.resumable_loader(loader, trainer))

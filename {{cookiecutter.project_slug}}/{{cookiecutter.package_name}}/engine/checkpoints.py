@@ -1,0 +1,296 @@
+"""last.ckpt, finding a checkpoint by reference, and loading the model in one."""
+
+import math
+import os
+import re
+import time
+from argparse import ArgumentError
+from datetime import timedelta
+from pathlib import Path
+from pkgutil import resolve_name
+from typing import Any
+from weakref import proxy
+
+from jsonargparse import ArgumentParser
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities import rank_zero_only
+
+from .checkpoint_io import is_complete, newest_first, read_checkpoint
+from .errors import RunError, UsageError, print_usage_errors, warn_user
+from .files import display_path
+from .run import find_run, runs_root
+from .wandb_logger import FLUSH_INTERVAL, RunWandbLogger
+
+REFERENCE = "a checkpoint file, RUN or RUN:last"
+
+
+class LastCheckpoint(ModelCheckpoint):
+    """Keeps last.ckpt, from which a run resumes bit-for-bit: at each epoch's end, and in between.
+
+    A checkpoint replaces the one before only when what was logged up to its step is written too.
+
+    Args:
+        dirpath: Folder of last.ckpt.
+        every_n_train_steps: Optimizer steps between two within an epoch, if any.
+        train_time_interval: Time between two within an epoch, if any.
+        save_on_exception: Whether to write one when the training fails.
+    """
+
+    def __init__(
+        self,
+        dirpath: str,
+        every_n_train_steps: int | None = None,
+        train_time_interval: timedelta | None = None,
+        save_on_exception: bool = False,
+    ) -> None:
+        super().__init__(
+            dirpath,
+            save_top_k=0,
+            save_on_exception=save_on_exception,
+            enable_version_counter=False,
+        )
+        self.every_n_train_steps = every_n_train_steps
+        self.train_time_interval = train_time_interval
+        self.save_requested = False  # at the next batch from which training can resume exactly
+        self.pending: Path | None = None  # a checkpoint that does not have its place yet
+        self.step = -1  # of the newest checkpoint; that of its start once the training has begun
+        self.saved_at = 0.0  # seconds, as time.monotonic
+        self.delay = 0.0  # seconds until what was logged is written
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.step, self.saved_at = trainer.global_step, time.monotonic()
+        to_wandb = any(isinstance(logger, RunWandbLogger) for logger in trainer.loggers)
+        self.delay = 3 * FLUSH_INTERVAL if to_wandb else 0
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, *args: Any
+    ) -> None:
+        if self.pending and time.monotonic() >= self.saved_at + self.delay:
+            self._publish(trainer)
+
+    on_train_epoch_start = on_train_batch_start
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        self.save_requested = self.save_requested or self._is_due(trainer)
+        if not self.save_requested:
+            return
+        batches_done = args[-1] + 1
+        sums_gradients = batches_done % trainer.accumulate_grad_batches != 0
+        # A checkpoint before a validation would leave it out when the run resumes.
+        if not (sums_gradients or trainer.is_last_batch or validation_follows(trainer)):
+            self._save(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._save(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Do not save, unlike a ModelCheckpoint."""
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._publish(trainer)
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        if self.save_on_exception and self.step not in (-1, trainer.global_step):
+            try:
+                self._save(trainer)
+            except (Exception, RunError) as error:  # must not hide what ended the training
+                rank_zero_only(print)(f"warning: the last state is not saved: {error}")
+        self._publish(trainer)
+
+    def _is_due(self, trainer: Trainer) -> bool:
+        """Return True if the settings ask for a checkpoint after this batch, on every rank."""
+        step, every = trainer.global_step, self.every_n_train_steps
+        if every is not None and step % every == 0:
+            return True
+        log_every = trainer.log_every_n_steps or 1  # type: ignore[attr-defined]
+        if self.train_time_interval is None or step % log_every != 0:
+            return False
+        passed = time.monotonic() - self.saved_at
+        return trainer.strategy.broadcast(passed >= self.train_time_interval.total_seconds())
+
+    def _save(self, trainer: Trainer) -> None:
+        """Write a checkpoint beside last.ckpt, which it replaces later."""
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        if self.pending:
+            time.sleep(max(0, self.saved_at + self.delay - time.monotonic()))
+            self._publish(trainer)
+        self.last_model_path = os.path.join(str(self.dirpath), "last.ckpt")
+        pending = Path(self.last_model_path).with_suffix(".part")
+        trainer.save_checkpoint(pending, weights_only=False)
+        self.step, self.saved_at = trainer.global_step, time.monotonic()
+        self.save_requested, self.pending = False, pending
+
+    def _publish(self, trainer: Trainer) -> None:
+        """Rename a pending checkpoint to last.ckpt, and tell the loggers."""
+        if self.pending and trainer.is_global_zero:
+            self.pending.replace(self.last_model_path)
+            for logger in trainer.loggers:
+                logger.after_save_checkpoint(proxy(self))
+        self.pending = None
+
+
+def validation_follows(trainer: Trainer) -> bool:
+    """Return True if a validation follows this batch of the training."""
+    every = trainer.val_check_batch
+    if not trainer.enable_validation or every is None or every == math.inf:
+        return False
+    loop = trainer.fit_loop
+    across_epochs = trainer.check_val_every_n_epoch is None
+    batch = loop.total_batch_idx if across_epochs else loop.batch_idx
+    return (batch + 1) % every == 0
+
+
+def find_checkpoint(reference: str, root: Path, option: str) -> Path:
+    """Find a checkpoint.
+
+    Args:
+        reference: A file, a run's id or folder (its best checkpoint), `RUN:last`, or an artifact
+            `wandb:ENTITY/PROJECT/NAME:ALIAS`.
+        root: Folder of the runs.
+        option: Name of the option, for messages.
+
+    Raises:
+        UsageError: If there is none.
+    """
+    if Path(reference).is_file():
+        return Path(reference).absolute()
+    if reference.startswith("wandb:"):
+        if not re.fullmatch(r"wandb:([^/:]+/){2}[^/:]+:[^/:]+", reference):
+            expected = "wandb:ENTITY/PROJECT/NAME:ALIAS"
+            raise UsageError(f"{option}: expected {expected}, got {reference}")
+        from .wandb_uploads import download_checkpoint  # imports wandb, which takes a second
+
+        return download_checkpoint(reference.removeprefix("wandb:"), root, option)
+    name, _, which = reference.partition(":")
+    if which not in ("", "last"):
+        raise UsageError(f"{option}: expected {REFERENCE}, got {reference}")
+    folder = find_run(name, root, option, REFERENCE)
+    last = folder / "checkpoints" / "last.ckpt"
+    if not last.is_file():
+        problem = f"{folder.name} has no checkpoint; expected {display_path(last)}"
+        raise UsageError(f"{option}: {problem}")
+    return last if which == "last" else best_checkpoint(last)
+
+
+def best_checkpoint(last: Path) -> Path:
+    """Return the checkpoint beside last.ckpt that was the best; last.ckpt itself without one."""
+    for state in read_checkpoint(last).get("callbacks", {}).values():
+        best = state.get("best_model_path") if isinstance(state, dict) else None
+        if best:
+            file = last.with_name(Path(best).name)  # the folder may have been moved
+            return file if file.exists() else last
+    return last
+
+
+def newest_checkpoint(folder: Path) -> Path:
+    """Return the newest complete checkpoint of a run, and say so if it is not the last one."""
+    files = newest_first(folder / "checkpoints")
+    newest = next(filter(is_complete, files), None)
+    if newest is None:
+        shown = display_path(folder / "checkpoints")
+        raise UsageError(f"--resume: no complete checkpoint in {shown}")
+    if newest != files[0]:
+        broken = f"{display_path(files[0])} is broken"
+        message = f"{broken}, {display_path(newest)} is the newest complete one"
+        rank_zero_only(warn_user)(message)
+    return newest
+
+
+def saved_model_config(file: Path) -> dict[str, Any]:
+    """Return a checkpoint's section `model`: `class_path` and `init_args`, or {} if it has none.
+
+    With a fixed class it has the arguments alone. Options that a class does not take any more are
+    left out, with a warning.
+    """
+    return model_config(read_checkpoint(file), file)
+
+
+def model_config(checkpoint: dict[str, Any], file: Path) -> dict[str, Any]:
+    """Return the section `model` of a checkpoint that was read from `file`."""
+    saved = dict(checkpoint.get("hyper_parameters", {}))
+    saved.pop("_instantiator", None)
+    class_path = saved.pop("_class_path", None)
+    config = checkpoint.get("engine", {}).get("config", {}).get("model") or {}
+    if class_path is not None:  # else of a function or a fixed class, for which Lightning has none
+        untyped = config.get("dict_kwargs", {})  # which a class takes as **kwargs
+        options = {name: value for name, value in saved.items() if name not in untyped}
+        config = {**config, "class_path": class_path, "init_args": options}
+    if "class_path" not in config:
+        return config
+    options = config.get("init_args") or {}
+    accepted = add_arguments(ArgumentParser(), import_object(config["class_path"]))
+    # A link to an option that the class never had leaves null.
+    given = {name for name, value in options.items() if value is not None}
+    unknown = sorted(given - accepted)
+    if unknown:
+        problem = f"the model no longer takes {', '.join(unknown)}"
+        rank_zero_only(warn_user)(f"{problem}, which {display_path(file)} has")
+    kept = {name: value for name, value in options.items() if name in accepted}
+    return {**config, "init_args": kept}
+
+
+def add_arguments(parser: ArgumentParser, target: Any) -> set[str]:
+    """Add the arguments of a class or a function under `model`, and return their names."""
+    is_class = isinstance(target, type)
+    add = parser.add_class_arguments if is_class else parser.add_function_arguments
+    return {name.split(".")[1] for name in add(target, "model", fail_untyped=False)}
+
+
+def import_object(class_path: str) -> Any:
+    """Import the class or function that makes a checkpoint's model."""
+    try:
+        return resolve_name(class_path)
+    except (ImportError, AttributeError, ValueError) as error:
+        problem = f"the class of the checkpoint's model cannot be imported, {class_path}"
+        raise UsageError(f"{problem}: {error}") from error
+
+
+@print_usage_errors()  # a SystemExit without a word, else
+def load(reference: str) -> LightningModule:
+    """Load a model, in evaluation mode and on the CPU.
+
+    Args:
+        reference: A checkpoint file, a run's id or folder (its best checkpoint), or `RUN:last`.
+
+    Raises:
+        UsageError: If there is no such checkpoint, or if it does not say how to make its model.
+    """
+    file = find_checkpoint(reference, runs_root(), "load")
+    checkpoint = read_checkpoint(file)
+    config = model_config(checkpoint, file)
+    saved = checkpoint.get("hyper_parameters", {})
+    class_path = config.get("class_path") or checkpoint.get("engine", {}).get("model_class")
+    if not class_path:
+        problem = f"{display_path(file)}: does not say which class its model is of"
+        raise UsageError(f"{problem}; use that class's load_from_checkpoint")
+    target = import_object(class_path)
+    is_class = isinstance(target, type)
+    if is_class and "_instantiator" in saved:
+        return target.load_from_checkpoint(file, map_location="cpu").eval()
+    options = config["init_args"] if "class_path" in config else config
+    try:
+        model = make_model(target, {**saved, **options})  # only `saved` has what a link has set
+    except ArgumentError as error:
+        problem = f"{display_path(file)}: does not have all that its model needs ({error})"
+        raise UsageError(f"{problem}; use its class's load_from_checkpoint") from error
+    model.configure_model()
+    model.on_load_checkpoint(checkpoint)
+    model.load_state_dict(checkpoint["state_dict"], strict=model.strict_loading)
+    return model.eval()
+
+
+def make_model(target: Any, options: dict[str, Any]) -> LightningModule:
+    """Call a class or a function with those of the options that it takes.
+
+    Raises:
+        argparse.ArgumentError: If an option is missing or wrong.
+    """
+    parser = ArgumentParser(exit_on_error=False)
+    accepted = add_arguments(parser, target)
+    taken = {name: value for name, value in options.items() if name in accepted}
+    made = parser.instantiate(parser.parse_object({"model": taken})).model
+    return made if isinstance(target, type) else target(**made)

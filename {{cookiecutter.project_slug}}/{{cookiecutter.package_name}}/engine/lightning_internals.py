@@ -1,0 +1,215 @@
+"""Every use of a private name of Lightning, torch or torchmetrics: one function each.
+
+Each function says why it is needed and what happens without it. If a private name is gone in a
+newer release, the run continues without that nicety and one line says so. Where the result would
+be wrong, one clear line ends the run instead.
+"""
+
+import inspect
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from itertools import product
+from pathlib import Path
+from subprocess import Popen
+from typing import Any
+
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.trainer import call
+from lightning.pytorch.trainer.connectors.logger_connector import result
+from lightning.pytorch.utilities import rank_zero_only
+
+from .errors import RunError, warn_user
+
+GONE = (AttributeError, KeyError, TypeError)  # what a missing or changed private name raises
+BATCH_HOOKS = [
+    name
+    for name in vars(Callback)
+    if "_batch_" in name or name.startswith(("on_before", "on_after"))
+]
+
+
+def say_without(nicety: str, error: Exception) -> None:
+    """Say in one line what this release of Lightning does not allow."""
+    if not rank_zero_only.rank:  # type: ignore[attr-defined]
+        warn_user(f"this release of Lightning does not allow {nicety} ({error})")
+
+
+@contextmanager
+def without_copies_to_the_same_device() -> Iterator[None]:
+    """Keep `self.log` from copying each value to the device on which it already is.
+
+    Lightning issue 20388. Without it each logged value costs some microseconds more in a step.
+    """
+    try:
+        kind: Any = result._ResultMetric
+        original: Callable[..., Any] = kind.to
+    except GONE as error:
+        say_without("faster logging", error)
+        yield
+        return
+
+    def to(metric: Any, device: Any) -> Any:
+        in_place = not metric.is_tensor or metric.value.device == device
+        return metric if in_place else original(metric, device)
+
+    kind.to = to
+    try:
+        yield
+    finally:
+        kind.to = original
+
+
+def strip_noop_hooks(callbacks: Iterable[Callback]) -> None:
+    """Remove hooks that do nothing from Lightning's and our own callbacks.
+
+    Lightning calls each empty hook of each callback in each step, within a profiler's context, but
+    skips an attribute that is no function. Without it a step costs some tens of microseconds more.
+    A team's callbacks, and others', stay as they are.
+    """
+    try:
+        if "callable(fn)" not in inspect.getsource(call._call_callback_hooks):
+            raise AttributeError("_call_callback_hooks calls whatever is there")
+    except (*GONE, OSError) as error:
+        say_without("skipping empty hooks", error)
+        return
+    ours = ("lightning.", f"{__package__}.")
+    known = [callback for callback in callbacks if type(callback).__module__.startswith(ours)]
+    for callback, hook in product(known, BATCH_HOOKS):
+        method = getattr(callback, hook)
+        if getattr(method, "__func__", None) is getattr(Callback, hook):
+            setattr(callback, hook, None)
+
+
+def epoch_results(trainer: Trainer) -> dict[str, Any]:
+    """Return the values that `self.log` has summed up so far in this training epoch, by key.
+
+    A checkpoint within an epoch needs them. Without it the mean of an epoch that is resumed covers
+    only the batches after the checkpoint.
+    """
+    try:
+        results: Any = trainer.fit_loop.epoch_loop._results
+        return {key: item for key, item in results.items() if item.is_tensor and item.meta.on_epoch}
+    except GONE as error:
+        say_without("resuming the means of an epoch", error)
+        return {}
+
+
+def validation_values(trainer: Trainer) -> list[Any]:
+    """Return the metrics and tensors that the validation loop has logged.
+
+    Those of a validation that has just ended are not saved with the training's. Without it they
+    are saved as well, and counted twice when the run resumes.
+
+    Raises:
+        RunError: If this release of Lightning does not show them.
+    """
+    try:
+        results: Any = trainer.fit_loop.epoch_loop.val_loop._results
+        return [item.value for item in results.values()]
+    except GONE as error:
+        raise RunError(
+            f"this release of Lightning hides what a validation logged: {error}"
+        ) from error
+
+
+def current_results(trainer: Trainer) -> list[Any]:
+    """Return the result metrics of the loop that runs now.
+
+    Exact evaluation on several ranks corrects them after a padding batch (Lightning pull request
+    21859). Without it the padding would be counted.
+
+    Raises:
+        RunError: If this release of Lightning does not show them.
+    """
+    try:
+        return [item for item in (trainer._results or {}).values() if item.is_tensor]
+    except GONE as error:
+        raise RunError(f"this release of Lightning hides what a loop logged: {error}") from error
+
+
+def steps_in_checkpoint(checkpoint: dict[str, Any]) -> int:
+    """Return the number of steps that loggers had been given when the checkpoint was written.
+
+    Lightning counts them apart from `global_step`, which also counts steps of several optimizers.
+    Without it rows are dropped from `global_step` on, the same with one optimizer.
+    """
+    try:
+        state = checkpoint["loops"]["fit_loop"]["epoch_loop.state_dict"]
+        return int(state["_batches_that_stepped"])
+    except GONE as error:
+        say_without("reading how many steps were logged", error)
+        return int(checkpoint["global_step"])
+
+
+def is_tuner_restoring(trainer: Trainer) -> bool:
+    """Return True while LearningRateFinder or BatchSizeFinder restores what it saved within a fit.
+
+    Lightning calls the same hooks as to resume a run; only the file's name tells them apart.
+    Without it such a state is taken for that of an earlier start.
+    """
+    name = Path(str(trainer.ckpt_path)).name
+    return name.startswith((".lr_find_", ".scale_batch_size_"))
+
+
+def unwrap_batch_sampler(loader: Any) -> Any:
+    """Return the batch sampler of a loader; the one inside Lightning's wrapper in `predict`.
+
+    Lightning's wrapper records the indices of each batch. Without it `predict` on several ranks
+    gives each of them the whole data, and the writer removes what is there twice.
+    """
+    batch_sampler = getattr(loader, "batch_sampler", None)
+    return getattr(batch_sampler, "_batch_sampler", batch_sampler)
+
+
+def take_over_launched_ranks(trainer: Trainer) -> list[Popen[bytes]]:
+    """Return the processes that Lightning's launcher started, which it then no longer watches.
+
+    Lightning kills this process as soon as one of them fails, before it could save or say why.
+    Without it the end of another rank ends this one without a word.
+    """
+    launched = getattr(getattr(trainer.strategy, "launcher", None), "procs", None) or []
+    processes = [process for process in launched if isinstance(process, Popen)]
+    if processes:
+        launched.clear()
+    return processes
+
+
+def end_restored_epoch(trainer: Trainer) -> None:
+    """Count an epoch as ended that ended just before the checkpoint was written.
+
+    With `max_steps` Lightning takes it for one that has begun, and trains no step in it.
+
+    Raises:
+        RunError: If this release of Lightning has another loop.
+    """
+    loop: Any = trainer.fit_loop
+    try:
+        loop.epoch_progress.increment_completed()
+        loop.on_iteration_done()
+        loop.epoch_loop.on_iteration_done()
+    except GONE as error:
+        raise RunError(f"this release of Lightning cannot resume here: {error}") from error
+
+
+def end_restart(trainer: Trainer) -> None:
+    """Tell the loop that the first batch after resuming is done.
+
+    Else Lightning leaves out the scheduler that waits for the metric of this epoch.
+    """
+    loop: Any = trainer.fit_loop
+    if loop.restarting:
+        loop.on_iteration_done()
+
+
+def set_wandb_run(logger: WandbLogger, run: Any) -> None:
+    """Hand a WandbLogger the W&B run that it logs to; None has the next call begin one.
+
+    Lightning's own property cannot begin a run offline where W&B does not answer.
+    """
+    logger._experiment = run
+
+
+def wandb_run(logger: WandbLogger) -> Any:
+    """Return the W&B run of a WandbLogger without beginning one; None if there is none."""
+    return getattr(logger, "_experiment", None)

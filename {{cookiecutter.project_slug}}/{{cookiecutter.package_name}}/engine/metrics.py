@@ -1,0 +1,304 @@
+"""Logged values: the metrics file, the best values, and checks of names and of values."""
+
+import csv
+import difflib
+import math
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.loggers.logger import DummyLogger
+from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.model_helpers import is_overridden
+from torch import Tensor
+
+from .errors import RunError, UsageError, did_you_mean
+from .files import atomic_write, display_path
+from .wandb_logger import RunWandbLogger
+
+SUMMARY_RULES = ("min", "max", "mean", "last")
+SIMILAR = 0.85  # of two names, by difflib.SequenceMatcher.ratio: from here on it is a typo
+
+
+class MetricsFile(DummyLogger):
+    """Writes every logged value into a CSV file with the columns `step`, `epoch`, then names.
+
+    It is the model's logger where there is no other: DummyLogger ignores any other call.
+
+    Args:
+        file: metrics.csv in the run's folder.
+        write: Whether to write; False for `fast_dev_run`.
+    """
+
+    def __init__(self, file: Path, write: bool) -> None:
+        super().__init__()
+        self.file = file
+        self.write = write
+        self.columns = ["step", "epoch"]
+
+    @property
+    def save_dir(self) -> str:
+        return str(self.file.parent)
+
+    @property
+    def run_id(self) -> str:
+        # Not `version`: a ModelCheckpoint without a folder saves to `save_dir/name/version`.
+        return self.file.parent.name
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        if not self.write:
+            return
+        row: dict[str, Any] = {"step": step}
+        for name in sorted(metrics):
+            value = metrics[name]
+            row[name] = value.item() if hasattr(value, "item") else value
+        if self.file.exists() and row.keys() <= set(self.columns):
+            self._append(row)
+        else:
+            self._rewrite([*self._read(), row])
+
+    @rank_zero_only
+    def truncate_from(self, step: int) -> None:
+        """Drop the rows from `step` on, which a resumed run logs again, but not those of a test."""
+        if self.write and self.file.exists():
+            self._rewrite([row for row in self._read() if stays(row, step)])
+
+    def _append(self, row: dict[str, Any]) -> None:
+        size = self.file.stat().st_size
+        try:
+            with self.file.open("a", newline="") as stream:
+                self._writer(stream).writerow(row)
+        except OSError as error:
+            os.truncate(self.file, size)  # half a row would be read as a row
+            message = f"{display_path(self.file)} cannot be written: {error.strerror}"
+            raise RunError(message) from error
+
+    def _read(self) -> list[dict[str, Any]]:
+        if not self.file.exists():
+            return []
+        with self.file.open(newline="") as stream:
+            return list(csv.DictReader(stream))
+
+    def _rewrite(self, rows: list[dict[str, Any]]) -> None:
+        """Write the whole file, with a column for each name in the rows."""
+        for row in rows:
+            self.columns += [name for name in row if name not in self.columns]
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(self.file) as part, part.open("w", newline="") as stream:
+            writer = self._writer(stream)
+            writer.writeheader()
+            writer.writerows(rows)
+
+    def _writer(self, stream: Any) -> csv.DictWriter:
+        return csv.DictWriter(stream, self.columns, lineterminator="\n")
+
+
+def stays(row: Mapping[str, str], step: int) -> bool:
+    """Return True for a row that a run resumed at `step` does not log again."""
+    is_before = int(row["step"] or -1) < step  # a user's own row may have no step
+    return is_before or any(value and name.startswith("test/") for name, value in row.items())
+
+
+@dataclass(eq=False)
+class Summaries(Callback):
+    """Shows best values in W&B's summary, and all values of the best validation as `best/<metric>`.
+
+    The best validation is the best by what the checkpoint callback monitors or, without one, by
+    the first of `metrics` with the rule min or max. The best values so far are in the checkpoint,
+    for the same run to resume with.
+
+    Args:
+        metrics: By the metric's name what to show: min, max, mean, last, or a list of several.
+    """
+
+    metrics: dict[str, str | list[str]] = field(default_factory=dict)
+    best: dict[str, float] = field(default_factory=dict, init=False)
+    run_id: str | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        # Not by the annotation: values such as $mode are filled in only after parsing.
+        for name, rules in self.metrics.items():
+            for rule in as_list(rules):
+                if rule not in SUMMARY_RULES:
+                    expected = f"expected min, max, mean or last for {name}, got {rule}"
+                    hint = did_you_mean(str(rule), SUMMARY_RULES)
+                    raise UsageError(f"callbacks.summaries.metrics: {expected}{hint}")
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        for logger in trainer.loggers:
+            if isinstance(logger, MetricsFile):
+                self.run_id = logger.run_id
+            if isinstance(logger, RunWandbLogger):
+                self._define_metrics(logger)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        for logger in trainer.loggers:  # W&B keeps the summary of a run's last start only
+            if isinstance(logger, RunWandbLogger) and self.best:
+                logger.experiment.summary.update(self.best)
+
+    on_train_start = on_fit_start  # a sharded strategy restores between the two
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        monitor, mode = self._monitor(trainer)
+        values = {name: value.item() for name, value in trainer.callback_metrics.items()}
+        now = values.get(monitor, math.nan)
+        before = self.best.get(f"best/{monitor}")
+        if trainer.sanity_checking or math.isnan(now):
+            return
+        if before is None or (now > before if mode == "max" else now < before):
+            self.best = {f"best/{monitor}": now}
+            stage = monitor.partition("/")[0]
+            for name in sorted(values):
+                if name in self.metrics or name.startswith(f"{stage}/"):
+                    self.best[f"best/{name}"] = values[name]
+            self.best["best/epoch"] = trainer.current_epoch
+            self.on_fit_start(trainer, pl_module)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self.best, "run": self.run_id}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if state_dict["run"] == self.run_id:
+            self.best = state_dict["best"]
+
+    def _define_metrics(self, logger: RunWandbLogger) -> None:
+        # This replaces the logger's definition for all metrics, so it repeats the x axis.
+        for name, rules in self.metrics.items():
+            logger.experiment.define_metric(
+                name,
+                summary=",".join(as_list(rules)),
+                step_metric="trainer/global_step",
+                step_sync=True,
+            )
+
+    def _monitor(self, trainer: Trainer) -> tuple[str, str]:
+        """Return the metric that decides which validation is the best, and its mode."""
+        for callback in trainer.checkpoint_callbacks:
+            if isinstance(callback, ModelCheckpoint) and callback.monitor:
+                return callback.monitor, callback.mode
+        for name, rules in self.metrics.items():
+            for mode in ("max", "min"):
+                if mode in as_list(rules):
+                    return name, mode
+        return "", ""
+
+
+def as_list(rules: str | list[str]) -> list[str]:
+    return [rules] if isinstance(rules, str) else rules
+
+
+@dataclass(eq=False)
+class Divergence(Callback):
+    """Ends a run whose values are no longer finite, before it replaces a good checkpoint.
+
+    No step waits for it: it reads metrics that have just been logged, and parameters that are about
+    to be saved.
+
+    Args:
+        metrics: Names of metrics that must be finite.
+    """
+
+    metrics: list[str] = field(default_factory=list)
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        every = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if not every or trainer.global_step % every:
+            return
+        for name in trainer.callback_metrics.keys() & set(self.metrics):
+            value = trainer.callback_metrics[name].item()
+            if not math.isfinite(value):
+                self._fail(trainer, f"{name} is {value}")
+
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        for name, value in checkpoint["state_dict"].items():
+            if isinstance(value, Tensor) and value.isnan().any():
+                self._fail(trainer, f"{name} has NaN values")
+
+    def _fail(self, trainer: Trainer, problem: str) -> None:
+        place = f"at step {trainer.global_step}, which is not saved"
+        raise RunError(f"{problem} {place}; --callbacks.divergence null switches this check off")
+
+
+class MetricNameCheck(Callback):
+    """Ends a run early if a monitor or a summary names a metric that is not logged.
+
+    After the first validation (as a rule that of the sanity check) a missing name is wrong if it is
+    similar to one that was logged. Others, such as `train/acc`, may still come; they are judged
+    when the first epoch is over.
+
+    Args:
+        named: The named callbacks.
+        monitor: The shared option of that name.
+    """
+
+    def __init__(self, named: dict[str, Callback], monitor: str | None = None) -> None:
+        self.named = named
+        self.monitor = monitor
+        self.validated = False
+        self.done = False
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not self.validated:
+            self._judge(trainer, final=False)
+        self.validated = not trainer.sanity_checking
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # The model's own hook is called after this one, and may log.
+        if not is_overridden("on_train_epoch_end", pl_module):
+            self._judge(trainer, final=True)
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.callback_metrics:
+            self._judge(trainer, final=True)
+
+    def _judge(self, trainer: Trainer, final: bool) -> None:
+        if self.done or (final and trainer.enable_validation and not self.validated):
+            return
+        self.done = final
+        logged = sorted(trainer.callback_metrics)
+        for option, name in self._monitored(trainer):
+            if name in logged or name in ("epoch", "step"):
+                continue
+            if final or similar_names(name, logged):
+                shown = "monitor" if name == self.monitor else option
+                others = ", ".join(logged) or "none"
+                problem = f"no metric named {name} was logged; there are {others}"
+                raise UsageError(f"{shown}: {problem}{did_you_mean(name, logged)}")
+
+    def _monitored(self, trainer: Trainer) -> Iterator[tuple[str, str]]:
+        """Yield each option that names a metric, and the name."""
+        options = {id(callback): f"callbacks.{name}" for name, callback in self.named.items()}
+        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+        for callback in callbacks:
+            option = options.get(id(callback), type(callback).__name__)
+            if isinstance(callback, Summaries):
+                for name in callback.metrics:
+                    yield f"{option}.metrics", name
+            elif self._must_find(callback):
+                yield f"{option}.monitor", callback.monitor
+        for config in trainer.lr_scheduler_configs:
+            if config.reduce_on_plateau and config.monitor and config.strict:
+                yield f"{type(config.scheduler).__name__}.monitor", config.monitor
+
+    def _must_find(self, callback: Any) -> bool:
+        """Return True for a callback that needs its metric in the first epoch."""
+        if isinstance(callback, EarlyStopping):
+            return callback.strict or callback is self.named.get("early_stopping")
+        if isinstance(callback, ModelCheckpoint) and callback.monitor:
+            return (callback.every_n_epochs or 1) == 1  # else it may look for it later
+        return False
+
+
+def similar_names(name: str, others: list[str]) -> bool:
+    """Return True if `name` looks like a typo of one of the others."""
+    extended = any(name.startswith(other) or other.startswith(name) for other in others)
+    return extended or bool(difflib.get_close_matches(name, others, cutoff=SIMILAR))

@@ -1,0 +1,159 @@
+"""The record of a run: config.yaml, the configuration in every logger, and lines on the screen."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from .files import atomic_write, display_path, git_commit, python_command
+from .run import Run
+from .version import __version__
+from .wandb_logger import RunWandbLogger
+
+
+class RunRecorder(Callback):
+    """Writes config.yaml, gives the configuration to every logger, and says what begins.
+
+    Args:
+        run: This run.
+        config: The resolved configuration, without secrets.
+        checkpoint: File or reference from which the command begins, if there is one.
+        command: The command line, without secrets.
+        notes: Lines to print about the configuration.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        config: dict[str, Any],
+        checkpoint: str | None,
+        command: str,
+        notes: list[str],
+    ) -> None:
+        self.run = run
+        self.config = config
+        self.checkpoint = checkpoint
+        self.command = command
+        self.notes = notes
+        self.active = False  # on the first rank, once `setup` was called
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        dry_run = trainer.fast_dev_run  # type: ignore[attr-defined]
+        if self.active or dry_run or not trainer.is_global_zero:
+            return
+        self.active = True
+        if stage != "fit" and not (self.run.folder / "config.yaml").exists():
+            self.write_config()  # an evaluation may join a run, whose configuration stays
+        for line in self.first_lines(trainer, pl_module, stage):
+            print(line, flush=True)
+        self.log_config(trainer, stage)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.active:  # not before: a run that cannot be resumed like this keeps its own
+            self.write_config()
+
+    on_train_start = on_fit_start  # a sharded strategy restores between the two
+
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        checkpoint["engine"] = {
+            "version": __version__,
+            "run_id": self.run.id,
+            "config": self.config,
+            "model_class": f"{type(pl_module).__module__}.{type(pl_module).__qualname__}",
+        }
+
+    def write_config(self) -> None:
+        """Write config.yaml, which `fit --config` reads as a new run with the same settings."""
+        with atomic_write(self.run.folder / "config.yaml") as part:
+            part.write_text(yaml.safe_dump(self.config, sort_keys=False), encoding="utf-8")
+
+    def first_lines(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> list[str]:
+        """Return what is printed before a command's work begins."""
+        lines = [f"run      {display_path(self.run.folder)}"]
+        if self.checkpoint:
+            file = Path(self.checkpoint)
+            lines.append(f"from     {display_path(file) if file.exists() else self.checkpoint}")
+        lines += self.notes
+        parameters = sum(parameter.numel() for parameter in pl_module.parameters())
+        lines.append(f"model    {type(pl_module).__name__}, {parameters:,} parameters")
+        device = type(trainer.accelerator).__name__.removesuffix("Accelerator")
+        if trainer.world_size > 1:
+            device = f"{trainer.world_size} x {device}; --trainer.devices 1 for one"
+        lines.append(f"device   {device}")
+        size, batches = batch_size(trainer), batches_per_step(trainer)
+        if stage == "fit" and size and batches > 1:
+            total = f"{size * batches} samples a step"
+            lines.append(f"batch    {total}, {batches} batches of {size}")
+        return lines
+
+    def log_config(self, trainer: Trainer, stage: str) -> None:
+        """Give every logger the whole configuration, and facts about this command under `run`."""
+        about: dict[str, Any] = {
+            "command": self.command,
+            "commit": git_commit(),
+            "engine_version": __version__,
+            "folder": str(self.run.folder),
+        }
+        size = batch_size(trainer)
+        if stage == "fit" and size:
+            about["batch_size"] = size * batches_per_step(trainer)
+        config = {**self.config, "run": about}
+        if self.checkpoint:
+            config["ckpt_path"] = self.checkpoint
+        for logger in trainer.loggers:
+            logger.log_hyperparams(config)
+            if isinstance(logger, RunWandbLogger):
+                logger.log_input_artifact(self.checkpoint or "")
+                print(f"W&B      {logger.status}", flush=True)
+
+
+def batch_size(trainer: Trainer) -> int | None:
+    """Return the samples in a batch on one device, if the data module says so."""
+    size = getattr(trainer.datamodule, "batch_size", None)  # type: ignore[attr-defined]
+    return size if isinstance(size, int) else None
+
+
+def batches_per_step(trainer: Trainer) -> int:
+    """Return how many batches one step of the optimizer takes, on all ranks."""
+    return trainer.world_size * trainer.accumulate_grad_batches
+
+
+def best_or_last(trainer: Trainer) -> str:
+    """Return the best checkpoint that was saved, or else the last one; "" if there is none."""
+    saving = [saved for saved in trainer.checkpoint_callbacks if isinstance(saved, ModelCheckpoint)]
+    files = [saved.best_model_path for saved in saving]
+    files += [saved.last_model_path for saved in saving]
+    return next(filter(None, files), "")
+
+
+def print_outcome(
+    trainer: Trainer, run: Run, callbacks: dict[str, Any], default_root: bool
+) -> None:
+    """Print what a `fit` left, and the command that tests it.
+
+    Args:
+        trainer: The trainer, after `fit`.
+        run: This run.
+        callbacks: The named callbacks.
+        default_root: Whether the run is where its id alone finds it.
+    """
+    stopping: Any = callbacks.get("early_stopping")
+    if epoch := getattr(stopping, "stopped_epoch", 0):
+        print(f"stopped  after epoch {epoch}: {stopping.monitor} no longer improves")
+    if values := getattr(callbacks.get("summaries"), "best", None):
+        shown = [f"{name.removeprefix('best/')} {value:.4g}" for name, value in values.items()]
+        print("best     " + "  ".join(shown))
+    for logger in trainer.loggers:
+        if isinstance(logger, RunWandbLogger):
+            print(f"W&B      {logger.url_or_dir}")
+    best = Path(best_or_last(trainer))
+    if not best.is_relative_to(run.folder):  # that of another run, with which this one began
+        return
+    by_id = default_root and (run.checkpoints / "last.ckpt").exists()
+    reference = run.id if by_id else display_path(best)
+    print(f"saved    {display_path(best)}")
+    print(f"test     {python_command('test', '--ckpt_path', reference)}")

@@ -1,0 +1,449 @@
+"""`main.py sync`: sends W&B what it lacks of runs, from their folders alone, each row once.
+
+Each start of a run leaves a log with all that was recorded, a `.wandb` file, whatever W&B got of
+it. W&B's own `wandb sync` sends a log as a whole, behind the rows that are there already. So it is
+given a copy without those rows, and with the checkpoints that wait in `uploads/`. What is there is
+asked of W&B and noted nowhere: all of this may be killed at any time and started again.
+
+A log is one of LevelDB, https://github.com/google/leveldb/blob/main/doc/log_format.md, after seven
+bytes of W&B's; each record in it is a message of W&B's client.
+"""
+
+import argparse
+import json
+import math
+import os
+import struct
+import subprocess
+import sys
+import zlib
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from subprocess import DEVNULL
+from tempfile import TemporaryDirectory
+from typing import IO, Any
+
+import wandb
+from tqdm import tqdm  # type: ignore[import-untyped]
+from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]
+
+from .errors import UsageError
+from .files import display_path
+from .run import find_run, runs_root
+from .wandb_session import teardown_wandb, unavailable_reason
+
+try:
+    import fcntl
+except ImportError:  # on Windows
+    fcntl = None  # type: ignore[assignment]
+
+HEADER = 7  # bytes: of W&B's at the start of a log, and of each piece
+BLOCK = 32768  # bytes, which no piece crosses
+FULL, FIRST, MIDDLE, LAST = 1, 2, 3, 4  # kinds of pieces
+QUIET = {"WANDB_SILENT": "true", "WANDB_ERROR_REPORTING": "false", "WANDB_MODE": "online"}
+# If W&B goes away meanwhile; its client would try for days.
+RETRY_LIMITS = {
+    f"WANDB__{part}_RETRY_MAX": "3" for part in ("GRAPHQL", "FILE_STREAM", "FILE_TRANSFER")
+}
+FAILED_STATES = ("failed", "killed", "preempted")
+
+
+def sync(argv: list[str]) -> None:
+    """Send what W&B lacks of the runs that are named, or of all.
+
+    Raises:
+        UsageError: If there is no such run.
+        SystemExit: With code 1 if something remains to be sent.
+    """
+    parser = argparse.ArgumentParser("main.py sync", description="Sends W&B what it lacks of runs.")
+    every = "id or folder of a run; all runs if none is given"
+    parser.add_argument("runs", nargs="*", metavar="RUN", help=every)
+    root_help = "folder of all runs, %(default)s"
+    parser.add_argument("--runs_root", type=Path, default=runs_root(), help=root_help)
+    given, unknown = parser.parse_known_args(argv)
+    if unknown:
+        raise UsageError(f"sync: expected runs or --runs_root, got {unknown[0]}")
+    root = given.runs_root.expanduser().absolute()
+    named = [find_run(run, root, "sync") for run in given.runs]
+    recorded = {file.parents[2] for file in root.glob("*/wandb/*run-*/*.wandb")}
+    environment = dict(os.environ)
+    os.environ.update(QUIET)
+    try:
+        remains = sync_folders(named or sorted(recorded))
+        teardown_wandb()
+    finally:
+        os.environ.clear()
+        os.environ.update(environment)
+    if remains:
+        raise SystemExit(1)
+
+
+def sync_folders(folders: list[Path]) -> list[Path]:
+    """Send runs, say of each what came of it, and return those of which something remains."""
+    away = unavailable_reason()
+    remains = []
+    for folder in tqdm(folders, "sync", disable=None):
+        left = away or sync_locked(folder)
+        if left:
+            remains.append(folder)
+            tqdm.write(f"left     {display_path(folder)}: {left}")
+        else:
+            tqdm.write(f"sent     {display_path(folder)}")
+    return remains
+
+
+def sync_locked(folder: Path) -> str:
+    """Send a run unless another process works on it; return what W&B lacks then."""
+    with (folder / ".lock").open("a") as lock:
+        if not take_lock(lock):
+            return "another process is at work on it"
+        return sync_run(folder, tries=1, lock=lock)
+
+
+def take_lock(lock: IO[str]) -> bool:
+    """Take the lock of a run. `wandb sync` inherits it, so that no second one begins before."""
+    try:
+        if fcntl:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks
+        pass
+    return True
+
+
+@dataclass
+class TransactionLog:
+    """What W&B's client recorded of one start of a run."""
+
+    file: Path
+    records: list[Record]
+
+    def of_kind(self, kind: str) -> list[Any]:
+        """Return the contents of all records of one kind, such as `history`."""
+        return [getattr(one, kind) for one in self.records if kind_of(one) == kind]
+
+    @cached_property
+    def times(self) -> list[float]:
+        """When each row was logged, in seconds; no two rows of a run have the same time."""
+        times = []
+        for row in self.of_kind("history"):
+            values = {item.key or item.nested_key[0]: item.value_json for item in row.item}
+            times.append(float(values["_timestamp"]))
+        return times
+
+
+def kind_of(record: Record) -> str:
+    return str(record.WhichOneof("record_type"))
+
+
+class RemoteRun:
+    """What W&B has of a run: the number of rows, its end, the digests of its checkpoints."""
+
+    def __init__(self, logs: list[TransactionLog]) -> None:
+        self.rows = 0
+        self.ended = False
+        self.digests: set[str] = set()
+        run, api = logs[-1].of_kind("run")[0], wandb.Api()
+        entity, project = run.entity or api.default_entity, run.project or "uncategorized"
+        try:
+            self.run = api.run(f"{entity}/{project}/{run.run_id}")
+        except wandb.errors.CommError as error:
+            if "Could not find run" in str(error):
+                return
+            raise
+        remove_empty_folders(Path(self.run.dir))
+        self._compare(logs)
+        self.digests = {artifact.digest for artifact in self.run.logged_artifacts()}
+
+    def _compare(self, logs: list[TransactionLog]) -> None:
+        times = [time for log in logs for time in log.times]
+        newest = self._times_from(self.run.lastHistoryStep)[-1:]
+        resumed_elsewhere = bool(newest) and newest[0] not in times
+        if resumed_elsewhere:
+            there = set(self._times_from(0))
+        else:
+            there = set(times[: times.index(newest[0]) + 1]) if newest else set()
+        missing = (number for number, time in enumerate(times) if time not in there)
+        self.rows = next(missing, len(times))
+        exits = logs[-1].of_kind("exit")  # a process that was killed logs none
+        failed = not exits or bool(exits[0].exit_code)
+        states = FAILED_STATES if failed else ("finished",)
+        known_end = resumed_elsewhere or self.run.state in states
+        self.ended = self.rows == len(times) and known_end
+
+    def _times_from(self, step: int) -> list[float]:
+        rows = self.run.scan_history(min_step=max(step, 0), use_cache=False)
+        return [row["_timestamp"] for row in rows]
+
+
+def remove_empty_folders(folder: Path) -> None:
+    """Remove ENTITY/PROJECT/RUN, which W&B's client makes and does not use."""
+    for empty in (folder, *folder.parents[:2]):
+        with suppress(OSError):
+            empty.rmdir()
+
+
+def sync_run(
+    folder: Path, tries: int, lock: IO[str] | None = None, checkpoints: bool = True
+) -> str:
+    """Send W&B what it lacks of a run.
+
+    Args:
+        folder: The run's folder.
+        tries: How often to send; 0 only asks.
+        lock: The run's lock, which `wandb sync` inherits.
+        checkpoints: Whether to send checkpoints in `uploads/` too.
+
+    Returns:
+        What W&B lacks then, in words; "" if nothing.
+    """
+    try:
+        logs = read_logs(folder)
+        return sync_logs(folder, logs, tries, lock, checkpoints) if logs else ""
+    except Exception as error:  # W&B raises many kinds
+        return str(error).rstrip(".")
+
+
+def read_logs(folder: Path) -> list[TransactionLog]:
+    """Return the logs of a run's starts that recorded something, the earliest first."""
+    files = folder.glob("wandb/*run-*/run-*.wandb")
+    by_time = sorted(files, key=lambda file: file.parent.name.partition("run-")[2])
+    logs = [TransactionLog(file, read_log(file)) for file in by_time]
+    return [log for log in logs if log.of_kind("history") or log.of_kind("exit")]
+
+
+def sync_logs(
+    folder: Path, logs: list[TransactionLog], tries: int, lock: IO[str] | None, checkpoints: bool
+) -> str:
+    """Send what W&B lacks of a run's logs; see `sync_run`."""
+    sent: dict[Path, str] = {}
+    rows = -1
+    while True:
+        remote = RemoteRun(logs)
+        if rows == 0:  # the client says it only with a row
+            remote.run.summary.update({"_step": remote.run.lastHistoryStep})
+        remove_uploaded(sent, remote.digests)
+        waiting = sorted(folder.glob("uploads/*.ckpt")) if checkpoints else []
+        rows = sum(len(log.times) for log in logs) - remote.rows
+        lacks = words_for(rows, len(waiting), remote.ended)
+        if not lacks:
+            for log in logs:
+                Path(f"{log.file}.synced").touch()  # nobody's `wandb sync` sends it again
+        if not lacks or not tries:
+            return lacks
+        tries -= 1
+        sent = send(Sending(folder, logs, remote, waiting, lock))
+
+
+def remove_uploaded(sent: dict[Path, str], digests: set[str]) -> None:
+    """Remove checkpoints that W&B has, up to the first that it lacks.
+
+    Those after it are sent again too, because aliases depend on the order.
+    """
+    for file, digest in sent.items():
+        if digest not in digests:
+            return
+        file.unlink()
+
+
+def words_for(rows: int, checkpoints: int, ended: bool) -> str:
+    """Return what W&B lacks, in words."""
+    lacks = [f"{rows} rows"] if rows else []
+    if checkpoints:
+        lacks.append(f"{checkpoints} checkpoints")
+    if not lacks and not ended:
+        lacks.append("its end")
+    return ", ".join(lacks)
+
+
+@dataclass
+class Sending:
+    """What is sent of a run at once."""
+
+    folder: Path
+    logs: list[TransactionLog]
+    remote: RemoteRun
+    waiting: list[Path]  # checkpoints
+    lock: IO[str] | None
+    copies: list[Path] = field(default_factory=list)
+
+
+def send(sending: Sending) -> dict[Path, str]:
+    """Give W&B's client copies of the logs with what W&B lacks.
+
+    Returns:
+        The digests of the checkpoints in them, by file.
+    """
+    last = sending.logs[-1]
+    artifacts, digests = artifact_records(sending.waiting, last) if sending.waiting else ([], {})
+    known = sending.remote.rows
+    before: list[Record] = []  # summaries of the logs before
+    for log in sending.logs:
+        skipped = min(known, len(log.times))
+        known -= skipped
+        if skipped < len(log.times) or log is last:
+            extra = before + (artifacts if log is last else [])
+            sending.copies.append(write_copy(sending, log, skipped, extra))
+        before = before + [record for record in log.records if kind_of(record) == "summary"]
+    run_wandb_sync(sending)
+    for copy in sending.copies:
+        copy.unlink()
+        Path(f"{copy}.synced").unlink(missing_ok=True)
+    return digests
+
+
+def write_copy(sending: Sending, log: TransactionLog, skipped: int, extra: list[Record]) -> Path:
+    """Write a copy of a log without its first rows, and with further records."""
+    copy = log.file.with_name("missing.wandb")
+    seen = log.times[skipped - 1] if skipped else 0.0
+    if sending.remote.ended:
+        seen = math.inf
+    records = missing_records(log, sending.folder, skipped, seen, extra)
+    write_log(copy, log.file.read_bytes()[:HEADER], records)
+    Path(f"{copy}.syncstate").unlink(missing_ok=True)  # else the first row gets an earlier step
+    return copy
+
+
+def run_wandb_sync(sending: Sending) -> None:
+    words = [sys.executable, "-m", "wandb", "sync", "--include-online", "--include-synced"]
+    subprocess.run(
+        [*words, *map(str, sending.copies)],
+        env={**os.environ, **QUIET, **RETRY_LIMITS, "WANDB_DIR": str(sending.folder)},
+        stdin=sending.lock or DEVNULL,
+        stdout=DEVNULL,
+        stderr=DEVNULL,
+        check=False,
+    )
+
+
+def missing_records(
+    log: TransactionLog, folder: Path, skipped: int, seen: float, extra: list[Record]
+) -> Iterator[Record]:
+    """Yield the records of a log that W&B lacks, and further ones behind the record of the run.
+
+    Args:
+        log: The log.
+        folder: The run's folder, which may have moved.
+        skipped: Number of its first rows, which W&B has.
+        seen: Time of the last of them; what was printed and measured until then is left out.
+        extra: Further records.
+    """
+    run_id = log.of_kind("run")[0].run_id
+    rows = 0
+    for record in log.records:
+        kind = kind_of(record)
+        if kind == "history":
+            rows += 1
+            if rows <= skipped:
+                continue
+        timed = kind in ("output_raw", "stats")
+        if timed and getattr(record, kind).timestamp.ToMicroseconds() <= seen * 1e6:
+            continue
+        if kind == "artifact":
+            relocate_artifact(record, run_id, folder)
+        yield record
+        if kind == "run":
+            yield from extra
+            extra = []
+
+
+def relocate_artifact(record: Record, run_id: str, folder: Path) -> None:
+    """Point the files of an artifact of the model's into the run's folder."""
+    for entry in record.artifact.manifest.contents:
+        _, inside, path = entry.local_path.partition(f"/{run_id}/")
+        if inside:
+            entry.local_path = str(folder / path)
+
+
+def artifact_records(
+    waiting: list[Path], log: TransactionLog
+) -> tuple[list[Record], dict[Path, str]]:
+    """Return what W&B's client records of checkpoints, and their digests by file.
+
+    They are recorded by a run that is never sent.
+    """
+    from .wandb_uploads import checkpoint_artifact  # not before: it imports torch
+
+    commit = commit_of(log)
+    of = log.of_kind("run")[0]
+    digests: dict[Path, str] = {}
+    step, digest = -1, ""
+    with TemporaryDirectory() as scratch:
+        run = wandb.init(
+            entity=of.entity or None,
+            project=of.project or None,
+            dir=scratch,
+            id=of.run_id,
+            mode="offline",
+            settings=wandb.Settings(console="off"),
+        )
+        for file in waiting:
+            try:
+                artifact, aliases = checkpoint_artifact(file, run.id, commit)
+            except Exception as error:  # torch raises many kinds for a broken file
+                problem = f"not a checkpoint that can be read ({type(error).__name__})"
+                tqdm.write(f"warning: {display_path(file)}: {problem}")
+                continue
+            if "best" in aliases or artifact.metadata["step"] != step:  # else best and last are one
+                digest = run.log_artifact(artifact, aliases=aliases).digest
+                step = artifact.metadata["step"]
+            digests[file] = digest
+        run.finish()
+        wandb.teardown()  # only then is the log sure to be complete
+        (file,) = Path(scratch).glob("wandb/*run-*/*.wandb")
+        return [one for one in read_log(file) if kind_of(one) == "artifact"], digests
+
+
+def commit_of(log: TransactionLog) -> str | None:
+    """Return the commit that the run's configuration has."""
+    updates = [run.config for run in log.of_kind("run")] + log.of_kind("config")
+    config = {item.key: item.value_json for update in updates for item in update.update}
+    return json.loads(config.get("run", "{}")).get("commit")
+
+
+def read_log(file: Path) -> list[Record]:
+    """Return the records of a log, up to the first that is not complete."""
+    content, records = file.read_bytes(), list[Record]()
+    position, parts = HEADER, b""
+    while position + HEADER <= len(content):
+        room = BLOCK - position % BLOCK
+        if room < HEADER:  # filled up with zeros
+            position += room
+            continue
+        start = position + HEADER
+        checksum, length, kind = struct.unpack_from("<IHB", content, position)
+        piece = content[start : start + length]
+        if zlib.crc32(bytes([kind]) + piece) != checksum:  # its writer was killed
+            break
+        parts = piece if kind in (FULL, FIRST) else parts + piece
+        if kind in (FULL, LAST):
+            records.append(Record.FromString(parts))
+        position = start + length
+    return records
+
+
+def write_log(file: Path, head: bytes, records: Iterable[Record]) -> None:
+    """Write a log that begins with the bytes `head`."""
+    log = bytearray(head)
+    for record in records:
+        append_record(log, record.SerializeToString())
+    file.write_bytes(log)
+
+
+def append_record(log: bytearray, content: bytes) -> None:
+    """Append a record to a log, in as many pieces as the blocks ask for."""
+    first = True
+    while first or content:
+        left = BLOCK - len(log) % BLOCK
+        if left < HEADER:
+            log.extend(bytes(left))
+        room = BLOCK - len(log) % BLOCK - HEADER
+        piece, content = content[:room], content[room:]
+        begins, ends = (FIRST, FULL) if first else (MIDDLE, LAST)
+        kind = begins if content else ends
+        log += struct.pack("<IHB", zlib.crc32(bytes([kind]) + piece), len(piece), kind) + piece
+        first = False
