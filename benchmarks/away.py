@@ -58,7 +58,11 @@ def measured(project: Path, home: Path, fault: str, at: str, timeout: float) -> 
         begun = time.time()
         with (home / "screen").open("w") as screen:
             run = subprocess.Popen(
-                [sys.executable, "main.py", *words.split()], cwd=project, env=env, stdout=screen, stderr=screen
+                [sys.executable, "main.py", *words.split()],
+                cwd=project,
+                env=env,
+                stdout=screen,
+                stderr=screen,
             )
             while run.poll() is None:
                 if fault and at != "start" and clock.read_text().count("epoch") > 2:
@@ -66,19 +70,34 @@ def measured(project: Path, home: Path, fault: str, at: str, timeout: float) -> 
                 time.sleep(0.02)
         ended = time.time()
         told = [line.split() for line in clock.read_text().splitlines()]
-        times = {what: [float(at) for name, at in told if name == what] for what in ("step", "epoch", "end")}
+        times = {
+            what: [float(at) for name, at in told if name == what]
+            for what in ("step", "epoch", "end")
+        }
         marks = [*times["epoch"], *times["end"]]
         epoch = median(b - a for a, b in pairwise(marks[3:]))
         server.recover()
         folder = next((home / "runs").iterdir())
         sync = subprocess.run(
-            [sys.executable, "main.py", "sync", folder], cwd=project, env=env, stdout=subprocess.DEVNULL, check=False
+            [sys.executable, "main.py", "sync", folder],
+            cwd=project,
+            env=env,
+            stdout=subprocess.DEVNULL,
+            check=False,
         )
         rows = len((folder / "metrics.csv").read_text().splitlines()) - 1
         there = [int(row["_step"]) for row in server.runs[folder.name].history]
         versions = server.collections[f"model-{folder.name}"].members
-        missing = len(set(range(rows)) - set(there)), len(there) - len(set(there)), EPOCHS - len(versions)
-        seconds = f"{times['step'][0] - begun:.1f}", f"{epoch:.3f}", f"{ended - times['end'][0]:.1f}"
+        missing = (
+            len(set(range(rows)) - set(there)),
+            len(there) - len(set(there)),
+            EPOCHS - len(versions),
+        )
+        seconds = (
+            f"{times['step'][0] - begun:.1f}",
+            f"{epoch:.3f}",
+            f"{ended - times['end'][0]:.1f}",
+        )
     return [
         fault or "none",
         at if fault else "",
@@ -91,8 +110,12 @@ def measured(project: Path, home: Path, fault: str, at: str, timeout: float) -> 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
-    parser.add_argument("--finish_timeout", type=float, default=60, help="seconds that the end of a run may take")
-    parser.add_argument("--faults", nargs="*", default=FAULTS, help="some of the faults, such as hang '503 storage'")
+    parser.add_argument(
+        "--finish_timeout", type=float, default=60, help="seconds that the end of a run may take"
+    )
+    parser.add_argument(
+        "--faults", nargs="*", default=FAULTS, help="some of the faults, such as hang '503 storage'"
+    )
     given = parser.parse_args()
     head = ["fault", "from", "s to the first step", "s an epoch", "s at the end", "exit code"]
     head += ["of sync", "rows missing", "rows doubled", "versions missing"]
@@ -105,7 +128,12 @@ def main() -> None:
         ):
             home = Path(place, str(number))
             home.mkdir()
-            print("|", " | ".join(measured(project, home, fault, at, given.finish_timeout)), "|", flush=True)
+            print(
+                "|",
+                " | ".join(measured(project, home, fault, at, given.finish_timeout)),
+                "|",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

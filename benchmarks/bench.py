@@ -49,7 +49,15 @@ COLD = {  # by name: a command of Python, and the one that it is compared with
     "main.py fit of one step": TINY.split(),
 }
 # By parts of their paths, whose code a step is in; the first that fits.
-OWNERS = ("lightning", "torchmetrics", "torch/", "wandb", "my_project/engine", "my_project", "contenders")
+OWNERS = (
+    "lightning",
+    "torchmetrics",
+    "torch/",
+    "wandb",
+    "my_project/engine",
+    "my_project",
+    "contenders",
+)
 WIDE = "--model.width 120 --trainer.max_steps 60"  # a network of about 20 ms a step
 GROWTH = {  # by name: words that are appended to the command of `plain` and of `shipped`, with the small network
     "as it is": "",
@@ -81,7 +89,11 @@ def measured(rounds: int) -> dict[str, Any]:
         project = bake(home, home)
         (project / "contenders.py").write_text((HERE / "contenders.py").read_text())
         (project / "clock.py").write_text(CLOCK)
-        env = environment(home / "e") | {"OMP_NUM_THREADS": "1", "WANDB_MODE": "offline", "COLUMNS": "120"}
+        env = environment(home / "e") | {
+            "OMP_NUM_THREADS": "1",
+            "WANDB_MODE": "offline",
+            "COLUMNS": "120",
+        }
 
         def contend(kind: str, size: str, words: str = "") -> dict[str, float]:
             result = home / "result.json"
@@ -99,8 +111,16 @@ def measured(rounds: int) -> dict[str, Any]:
             for name, line in COLD.items():
                 taken["cold", name].append({"s": seconds(line, project, env)})
             for ranks in (1, 2):
-                at = steps(project, home / f"{number}-{ranks}", "lightning", ranks, f"--trainer.max_epochs -1 {WIDE}")
-                taken["ranks", str(ranks)].append({"ms": 1000 * median(b - a for a, b in pairwise(at[11:]))})
+                at = steps(
+                    project,
+                    home / f"{number}-{ranks}",
+                    "lightning",
+                    ranks,
+                    f"--trainer.max_epochs -1 {WIDE}",
+                )
+                taken["ranks", str(ranks)].append(
+                    {"ms": 1000 * median(b - a for a, b in pairwise(at[11:]))}
+                )
             print(f"round {number + 1} of {rounds} is over", flush=True)
     results: dict[str, Any] = {"about": about, "shares": about_step}
     for (kind, what), of in taken.items():
@@ -134,22 +154,39 @@ def table(data: dict[str, Any]) -> str:
         return float(data[theirs][size]["ms"] / data[ours][size]["ms"])
 
     def contender(kind: str) -> list[str | float]:
-        cells = [part for size in SIZES for part in (data[kind][size]["ms"], speed(kind, "raw", size))]
+        cells = [
+            part for size in SIZES for part in (data[kind][size]["ms"], speed(kind, "raw", size))
+        ]
         at = data[kind]["large"]
         rest = [f"{at[key]:.2f}" if at.get(key) else "" for key in ("first", "saving")]
-        return [f"{(KINDS[kind].__doc__ or '').rstrip('.')} (`{kind}`)", *cells, *rest, f"{at['peak']:.0f}"]
+        return [
+            f"{(KINDS[kind].__doc__ or '').rstrip('.')} (`{kind}`)",
+            *cells,
+            *rest,
+            f"{at['peak']:.0f}",
+        ]
 
     sizes = [part for size in SIZES for part in (f"{size}: ms a step", "of the limit")]
     rest = ("large: first step, s", "a checkpoint, s", "peak, MiB")
     rows("", *sizes, *rest, of=map(contender, KINDS))
-    of = [[f"speed of `shipped` to `{kind}`", *(speed("shipped", kind, size) for size in SIZES)] for kind in KINDS]
+    of = [
+        [f"speed of `shipped` to `{kind}`", *(speed("shipped", kind, size) for size in SIZES)]
+        for kind in KINDS
+    ]
     rows("", *SIZES, of=of[:-1])
     of = [[name, *(data[kind][name]["ms"] for kind in ("plain", "shipped"))] for name in GROWTH]
     rows("small: ms a step", "`plain`", "`shipped`", of=of)
     cold = {name: values["s"] for name, values in data["cold"].items()}
     rows("from the command to its end", "s", of=cold.items())
-    pairs = (("main.py --help", "plain --help"), ("main.py fit of one step", "plain fit of one step"))
-    rows("", "times", of=[(f"`{ours}` to `{theirs}`", cold[ours] / cold[theirs]) for ours, theirs in pairs])
+    pairs = (
+        ("main.py --help", "plain --help"),
+        ("main.py fit of one step", "plain fit of one step"),
+    )
+    rows(
+        "",
+        "times",
+        of=[(f"`{ours}` to `{theirs}`", cold[ours] / cold[theirs]) for ours, theirs in pairs],
+    )
     alone, both = (data["ranks"][ranks]["ms"] for ranks in ("1", "2"))
     rows(
         "ranks of `shipped`",

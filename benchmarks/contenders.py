@@ -27,7 +27,9 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset  # noqa: E402
 TRAINED, BATCH = 55_000, 64  # images, as MNIST's usual split, and in a batch
 # By name: width and number of the hidden layers, steps before the clock starts, steps that it times.
 SIZES = {"small": (24, 1, 60, 790), "medium": (512, 2, 30, 400), "large": (512, 17, 5, 100)}
-PROFILE = cProfile.Profile(builtins=False)  # of the steps that are timed, into the file that is named by PROFILE
+PROFILE = cProfile.Profile(
+    builtins=False
+)  # of the steps that are timed, into the file that is named by PROFILE
 KINDS: dict[str, Callable[[str], float]] = {}  # by name: milliseconds of a step at a size
 
 
@@ -35,7 +37,9 @@ def network(size: str) -> nn.Sequential:
     """Linear layers: images (B, 1, 28, 28) in, logits (B, 10) out."""
     width, depth, *_ = SIZES[size]
     hidden = (layer for _ in range(depth - 1) for layer in (nn.Linear(width, width), nn.ReLU()))
-    return nn.Sequential(nn.Flatten(), nn.Linear(784, width), nn.ReLU(), *hidden, nn.Linear(width, 10))
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(784, width), nn.ReLU(), *hidden, nn.Linear(width, 10)
+    )
 
 
 def batches(size: str) -> int:
@@ -108,7 +112,9 @@ def with_lightning() -> dict[str, Any]:
             *_, self.warm, self.steps = SIZES[size]
             self.step = 0
 
-        def on_train_batch_start(self, trainer: pl.Trainer, module: pl.LightningModule, batch: Any, index: int) -> None:
+        def on_train_batch_start(
+            self, trainer: pl.Trainer, module: pl.LightningModule, batch: Any, index: int
+        ) -> None:
             Clock.first = Clock.first or time.perf_counter() - BEGIN
             if self.step == self.warm:
                 self.begin = time.perf_counter()
@@ -166,8 +172,17 @@ def with_lightning() -> dict[str, Any]:
         def __getitem__(self, index: int) -> tuple[Tensor, int]:
             # The steps of torchvision's MNIST, ToTensor and Normalize, which takes 46 us a sample, and this 36.
             picture = np.array(Image.fromarray(self.pixels[index]), copy=True)
-            tensor = torch.from_numpy(picture).view(28, 28, 1).permute(2, 0, 1).contiguous().float().div(255)
-            mean, deviation = (torch.as_tensor(part, dtype=tensor.dtype) for part in ([0.1307], [0.3081]))
+            tensor = (
+                torch.from_numpy(picture)
+                .view(28, 28, 1)
+                .permute(2, 0, 1)
+                .contiguous()
+                .float()
+                .div(255)
+            )
+            mean, deviation = (
+                torch.as_tensor(part, dtype=tensor.dtype) for part in ([0.1307], [0.3081])
+            )
             if (deviation == 0).any():
                 raise ValueError
             tensor = tensor.clone().sub_(mean.view(-1, 1, 1)).div_(deviation.view(-1, 1, 1))
@@ -247,7 +262,11 @@ WANDB = " --trainer.logger WandbLogger --trainer.logger.offline true --trainer.l
 def with_cli(words: str) -> float:
     from lightning.pytorch.cli import LightningCLI
 
-    LightningCLI(args=[*words.split(), *MORE], save_config_kwargs={"overwrite": True}, auto_configure_optimizers=False)
+    LightningCLI(
+        args=[*words.split(), *MORE],
+        save_config_kwargs={"overwrite": True},
+        auto_configure_optimizers=False,
+    )
     import wandb
 
     wandb.finish()
@@ -258,7 +277,9 @@ def with_cli(words: str) -> float:
 def usual(size: str) -> float:
     """A plain LightningCLI with W&B offline; model and data as tutorials write them."""
     line = f"{common(size)}{KEEPERS}{WANDB}"
-    return with_cli(f"{line} --model contenders.Tutorial --model.size {size} --data contenders.Usual")
+    return with_cli(
+        f"{line} --model contenders.Tutorial --model.size {size} --data contenders.Usual"
+    )
 
 
 @kind
@@ -274,7 +295,12 @@ def shipped(size: str) -> float:
     from main import main
 
     line = f"{common(size)} --trainer.logger.offline true"
-    main([*f"{line} --model contenders.Sized --model.size {size} --data contenders.Shaped".split(), *MORE])
+    main(
+        [
+            *f"{line} --model contenders.Sized --model.size {size} --data contenders.Shaped".split(),
+            *MORE,
+        ]
+    )
     return float(PARTS["Clock"].result)
 
 

@@ -29,7 +29,9 @@ STEPS = 19  # an epoch
 def seconds(project: Path, kind: str, epochs: int, env: dict[str, str]) -> float:
     line = f"{LINES[kind]} --trainer.max_epochs {epochs} --trainer.accelerator cpu --trainer.logger.offline true"
     begin = time.perf_counter()
-    subprocess.run([sys.executable, *line.split()], cwd=project, env=env, check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(
+        [sys.executable, *line.split()], cwd=project, env=env, check=True, stdout=subprocess.DEVNULL
+    )
     return time.perf_counter() - begin
 
 
@@ -51,7 +53,9 @@ def main() -> None:
             for kind in LINES:
                 for epochs in (SHORT, LONG):
                     run = {"WANDB_RUN_ID": f"{kind}-{epochs}-{number}"}
-                    times.setdefault((kind, epochs), []).append(seconds(project, kind, epochs, env | run))
+                    times.setdefault((kind, epochs), []).append(
+                        seconds(project, kind, epochs, env | run)
+                    )
         print("| | s of 2 epochs | ms a step | samples a second |\n| --- | --- | --- | --- |")
         for kind in LINES:
             short, long = median(times[kind, SHORT]), median(times[kind, LONG])
@@ -59,7 +63,9 @@ def main() -> None:
             print(f"| {kind} | {short:.1f} | {step * 1e3:.2f} | {64 / step:.0f} |")
         ours, theirs = (losses(home / "runs", f"{kind}-{LONG}-0") for kind in LINES)
         assert ours.keys() == theirs.keys()
-        print(f"\nLargest difference of a loss: {max(abs(ours[key] - theirs[key]) for key in ours):.2g}")
+        print(
+            f"\nLargest difference of a loss: {max(abs(ours[key] - theirs[key]) for key in ours):.2g}"
+        )
 
 
 if __name__ == "__main__":

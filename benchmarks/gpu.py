@@ -55,43 +55,72 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=20, help="of the example")
     parser.add_argument("--width", type=int, default=256, help="of the net whose steps are timed")
     given = parser.parse_args()
-    device = torch.cuda.get_device_name() if given.accelerator == "gpu" else platform.processor() or "a CPU"
+    device = (
+        torch.cuda.get_device_name()
+        if given.accelerator == "gpu"
+        else platform.processor() or "a CPU"
+    )
     print(f"{torch.cuda.device_count()} x {device}, torch {torch.__version__}\n")
-    print("| way | devices | test accuracy | gone on to the bit | ms a step, wider |\n|" + " --- |" * 5)
+    print(
+        "| way | devices | test accuracy | gone on to the bit | ms a step, wider |\n|"
+        + " --- |" * 5
+    )
     with tempfile.TemporaryDirectory() as place:
         project = bake(Path(place), Path(place))
         (project / "extras.py").write_text(EXTRAS)
 
         def run(name: str, words: str) -> tuple[str, Path]:
             """What a command printed, and the folder of its run."""
-            command = [sys.executable, "main.py", *words.split(), "--trainer.accelerator", given.accelerator]
+            command = [
+                sys.executable,
+                "main.py",
+                *words.split(),
+                "--trainer.accelerator",
+                given.accelerator,
+            ]
             env = environment(Path(place)) | {"WANDB_MODE": "offline", "WANDB_RUN_ID": name}
-            done = subprocess.run(command, cwd=project, env=env, capture_output=True, text=True, check=False)
+            done = subprocess.run(
+                command, cwd=project, env=env, capture_output=True, text=True, check=False
+            )
             if done.returncode:
                 raise SystemExit(f"{' '.join(command)}:\n{done.stdout}{done.stderr}")
             return done.stdout, project / "runs" / name
 
         def rows(folder: Path) -> list[dict[str, str]]:
             with (folder / "metrics.csv").open() as file:
-                table = [{name: value for name, value in row.items() if value} for row in csv.DictReader(file)]
+                table = [
+                    {name: value for name, value in row.items() if value}
+                    for row in csv.DictReader(file)
+                ]
                 return [row for row in table if "test/acc" not in row]
 
         wide = f"--model.width {given.width} --data.batch_size 256 --trainer.max_epochs 20"
         counts = [1] + [torch.cuda.device_count()] * (torch.cuda.device_count() > 1)
-        for number, (way, options, devices) in enumerate((w, o, d) for w, o in WAYS.items() for d in counts):
+        for number, (way, options, devices) in enumerate(
+            (w, o, d) for w, o in WAYS.items() for d in counts
+        ):
             fit = f"fit --config configs/digits.yaml {options} --trainer.devices {devices}"
             fit += " --trainer.deterministic warn --trainer.callbacks+ extras.Clock"
             epochs = f"--trainer.max_epochs {given.epochs} --callbacks.early_stopping null"
             _, whole = run(f"whole-{number}", f"{fit} {epochs} --test_after_fit true")
             with (whole / "metrics.csv").open() as file:
-                (accuracy,) = [row["test/acc"] for row in csv.DictReader(file) if row.get("test/acc")]
-            half = f"--trainer.max_epochs {max(1, given.epochs // 2)} --callbacks.early_stopping null"
+                (accuracy,) = [
+                    row["test/acc"] for row in csv.DictReader(file) if row.get("test/acc")
+                ]
+            half = (
+                f"--trainer.max_epochs {max(1, given.epochs // 2)} --callbacks.early_stopping null"
+            )
             _, again = run(f"again-{number}", f"{fit} {half}")
             run(f"again-{number}", f"fit --resume again-{number} {epochs}")
             exact = "yes" if rows(whole) == rows(again) else "no"
-            times = [run(f"wide-{number}-{turn}", f"{fit} {wide}")[0].partition("\nstep ")[2] for turn in range(3)]
+            times = [
+                run(f"wide-{number}-{turn}", f"{fit} {wide}")[0].partition("\nstep ")[2]
+                for turn in range(3)
+            ]
             step = median(float(text.split()[0]) for text in times)
-            print(f"| {way} | {devices} | {float(accuracy):.4f} | {exact} | {step:.3f} |", flush=True)
+            print(
+                f"| {way} | {devices} | {float(accuracy):.4f} | {exact} | {step:.3f} |", flush=True
+            )
 
 
 if __name__ == "__main__":

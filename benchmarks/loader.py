@@ -42,7 +42,9 @@ class Files(Dataset[Tensor]):
 
 def rate(data: Any, workers: int, **options: Any) -> float:
     """Samples a second, of the second and third pass: workers that stay have started by then."""
-    loader = DataLoader(data, BATCH, True, num_workers=workers, persistent_workers=workers > 0, **options)
+    loader = DataLoader(
+        data, BATCH, True, num_workers=workers, persistent_workers=workers > 0, **options
+    )
     times = []
     for _ in range(3):
         begin = time.perf_counter()

@@ -66,28 +66,55 @@ def steps(project: Path, home: Path, launcher: str, ranks: int, options: str) ->
     words = [*LAUNCHERS[launcher], *f"{FIT} --trainer.devices {ranks} {options}".split()]
     env = own(home) | {"CLOCK": str(home / "clock")}
     begun = time.time()
-    subprocess.run(words, cwd=project, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=True)
+    subprocess.run(
+        words,
+        cwd=project,
+        env=env,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        check=True,
+    )
     return [begun, *map(float, (home / "clock").read_text().split())]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
-    parser.add_argument("--width", type=int, default=120, help="of the network: with 120 a step takes about 20 ms")
+    parser.add_argument(
+        "--width", type=int, default=120, help="of the network: with 120 a step takes about 20 ms"
+    )
     parser.add_argument("--batch_size", type=int, default=64, help="images for a step of a rank")
     parser.add_argument("--steps", type=int, default=120, help="of each run")
-    parser.add_argument("--rounds", type=int, default=3, help="runs of each kind, of which the middle one counts")
-    parser.add_argument("--deaths", type=int, default=1, help="of each kind, of which the slowest counts; 0 for none")
+    parser.add_argument(
+        "--rounds", type=int, default=3, help="runs of each kind, of which the middle one counts"
+    )
+    parser.add_argument(
+        "--deaths",
+        type=int,
+        default=1,
+        help="of each kind, of which the slowest counts; 0 for none",
+    )
     given = parser.parse_args()
-    options = f"--model.width {given.width} --data.batch_size {given.batch_size} --trainer.max_epochs -1"
+    options = (
+        f"--model.width {given.width} --data.batch_size {given.batch_size} --trainer.max_epochs -1"
+    )
     options += f" --trainer.max_steps {given.steps}"
     kinds = [("lightning", 1), ("lightning", 2), ("torchrun", 2)]
     with tempfile.TemporaryDirectory() as place:
         project = bake(Path(place), Path(place))
         (project / "clock.py").write_text(CLOCK)
-        head = ["launcher", "ranks", "s to the first step", "ms a step", "of the fastest tenth", "images/s"]
+        head = [
+            "launcher",
+            "ranks",
+            "s to the first step",
+            "ms a step",
+            "of the fastest tenth",
+            "images/s",
+        ]
         table(*head, "of so many single ones", "by the fastest tenth")
         taken = {
-            (number, *kind): steps(project, Path(place, f"{number}-{'-'.join(map(str, kind))}"), *kind, options)
+            (number, *kind): steps(
+                project, Path(place, f"{number}-{'-'.join(map(str, kind))}"), *kind, options
+            )
             for number, kind in product(range(given.rounds), kinds)
         }
         alone = fast_alone = 0.0
@@ -98,10 +125,30 @@ def main() -> None:
             step = median(map(median, durations))
             fast = median(ordered[len(ordered) // 10] for ordered in durations)
             # All told, with the ends of epochs, but without the first steps, in which memory is taken.
-            rate = median(ranks * given.batch_size * (given.steps - 10) / (times[-1] - times[11]) for times in runs)
+            rate = median(
+                ranks * given.batch_size * (given.steps - 10) / (times[-1] - times[11])
+                for times in runs
+            )
             alone, fast_alone = alone or rate, fast_alone or fast
-            row(launcher, ranks, start, step, fast, f"{rate:.0f}", rate / alone / ranks, fast_alone / fast)
-        table("launcher", "rank", "what ends it", "s to the job's end", "exit code", "told to W&B", "orphans")
+            row(
+                launcher,
+                ranks,
+                start,
+                step,
+                fast,
+                f"{rate:.0f}",
+                rate / alone / ranks,
+                fast_alone / fast,
+            )
+        table(
+            "launcher",
+            "rank",
+            "what ends it",
+            "s to the job's end",
+            "exit code",
+            "told to W&B",
+            "orphans",
+        )
         for launcher, rank, what in product(LAUNCHERS, (0, 1), KINDS if given.deaths else ()):
             ends = []
             for number in range(given.deaths):
@@ -109,7 +156,15 @@ def main() -> None:
                 ends.append(jobs(project, own(home), home / "runs")(launcher, what, rank))
             slowest = max(ends, key=lambda end: end.seconds)
             told = "nothing" if slowest.told is None else slowest.told
-            row(launcher, rank, KINDS[what], slowest.seconds, slowest.code, told, sum(len(end.left) for end in ends))
+            row(
+                launcher,
+                rank,
+                KINDS[what],
+                slowest.seconds,
+                slowest.code,
+                told,
+                sum(len(end.left) for end in ends),
+            )
 
 
 if __name__ == "__main__":

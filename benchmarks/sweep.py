@@ -29,7 +29,11 @@ PARAMETERS = {"trainer.max_epochs": 2, "model.lr": 0.002, "model.width": 32, "da
 def seconds(words: list[str], project: Path, env: dict[str, str]) -> tuple[float, float]:
     """How long a command took, and the newest run that it made: from its first file or its start to its last one."""
     begun = time.time()
-    quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    quiet = {
+        "stdin": subprocess.DEVNULL,
+        "stdout": subprocess.DEVNULL,
+        "stderr": subprocess.DEVNULL,
+    }
     subprocess.run([sys.executable, *words], cwd=project, env=env, check=True, **quiet)
     ended = time.time()
     run = max((project / "runs").iterdir(), key=lambda folder: folder.stat().st_ctime)
@@ -49,11 +53,17 @@ def main() -> None:
         sweep = yaml.safe_load((project / "configs/sweep.yaml").read_text())
         sweep["parameters"] = {name: {"value": value} for name, value in PARAMETERS.items()}
         (project / "sweep.yaml").write_text(yaml.safe_dump(sweep | {"method": "random"}))
-        subprocess.run([sys.executable, "-m", "wandb", "sweep", "sweep.yaml"], cwd=project, env=env, check=True)
+        subprocess.run(
+            [sys.executable, "-m", "wandb", "sweep", "sweep.yaml"], cwd=project, env=env, check=True
+        )
         (made,) = server.sweeps.values()
         agent = ["-m", "wandb", "agent", f"team/{made.project}/{made.id}", "--count"]
         flags = [f"--{name}={value}" for name, value in PARAMETERS.items()]
-        commands = {"fit": [*FIT, *flags], "agent, one trial": [*agent, "1"], "agent, three trials": [*agent, "3"]}
+        commands = {
+            "fit": [*FIT, *flags],
+            "agent, one trial": [*agent, "1"],
+            "agent, three trials": [*agent, "3"],
+        }
         times: dict[str, list[tuple[float, float]]] = {name: [] for name in commands}
         seconds(commands["fit"], project, env)  # once for the caches
         for _ in range(given.times):
@@ -61,7 +71,9 @@ def main() -> None:
                 times[name].append(seconds(words, project, env))
     print("| command | s | s of its last run |\n| --- | --- | --- |")
     for name, taken in times.items():
-        print(f"| {name} | {median(whole for whole, _ in taken):.1f} | {median(run for _, run in taken):.1f} |")
+        print(
+            f"| {name} | {median(whole for whole, _ in taken):.1f} | {median(run for _, run in taken):.1f} |"
+        )
 
 
 if __name__ == "__main__":

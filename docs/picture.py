@@ -30,9 +30,15 @@ def draw(lines: list[str]) -> str:
     """The lines as a picture, the word with which each begins in another colour."""
     rows = []
     for number, line in enumerate(line.rstrip() for line in lines):
-        label, text = (line[:9], line[9:]) if line[:1].isalpha() and line[8:9] == " " else ("", line)
-        spans = f'<tspan fill="#7aa2f7">{escape(label)}</tspan>{escape(text)}'.replace("  ", 2 * "\N{NO-BREAK SPACE}")
-        rows.append(f'<text x="{MARGIN}" y="{MARGIN + HEIGHT * number + 14}" xml:space="preserve">{spans}</text>')
+        label, text = (
+            (line[:9], line[9:]) if line[:1].isalpha() and line[8:9] == " " else ("", line)
+        )
+        spans = f'<tspan fill="#7aa2f7">{escape(label)}</tspan>{escape(text)}'.replace(
+            "  ", 2 * "\N{NO-BREAK SPACE}"
+        )
+        rows.append(
+            f'<text x="{MARGIN}" y="{MARGIN + HEIGHT * number + 14}" xml:space="preserve">{spans}</text>'
+        )
     width, height = 2 * MARGIN + WIDTH * max(map(len, lines)), 2 * MARGIN + HEIGHT * len(lines)
     return "\n".join(
         [
@@ -46,4 +52,6 @@ def draw(lines: list[str]) -> str:
 
 
 if __name__ == "__main__":
-    Path(__file__).with_name("terminal.svg").write_text(draw([f"$ {COMMAND}", *trained()]), encoding="utf-8")
+    Path(__file__).with_name("terminal.svg").write_text(
+        draw([f"$ {COMMAND}", *trained()]), encoding="utf-8"
+    )

@@ -22,7 +22,10 @@ EMAIL = re.compile(r"[\w%+-]+(\.[\w%+-]+)*@[\w-]+(\.[\w-]+)+", re.ASCII)
 
 def nearest(answer: str, separator: str, taken: Container[str]) -> str:
     """The name that comes closest to what was typed."""
-    name = re.sub("[^A-Za-z0-9]+", separator, answer)[:LONGEST].strip(separator) or f"my{separator}project"
+    name = (
+        re.sub("[^A-Za-z0-9]+", separator, answer)[:LONGEST].strip(separator)
+        or f"my{separator}project"
+    )
     if separator == "_" and not name[0].isalpha():
         name = f"project_{name}"[:LONGEST]
     return f"{name}{separator}project" if name.lower().replace("-", "_") in taken else name
@@ -39,14 +42,18 @@ def complaint(answers: dict[str, Any]) -> str | None:
         return f"project_slug {slug!a} is no name for a folder that works everywhere ({rule}): type {better!r} instead."
     folder, distribution = slug.split(".")[0].lower(), re.sub("[._-]+", "_", slug).lower()
     if (windows := taken.get(folder) == RESERVED) or taken.get(distribution) == NEEDED:
-        return f"project_slug {slug!r} is {RESERVED if windows else NEEDED}: type {better!r} instead."
+        return (
+            f"project_slug {slug!r} is {RESERVED if windows else NEEDED}: type {better!r} instead."
+        )
 
     package = answers["package_name"]
     better = nearest(package, "_", taken)
     if len(package) > LONGEST or not re.fullmatch("[A-Za-z][A-Za-z0-9_]*", package):
         rule = f"up to {LONGEST} letters a-z, digits and underscores, a letter first"
         return f"package_name {package!a} cannot be imported ({rule}): type {better!r} instead."
-    use = taken.get(package.lower())  # in small letters, because the file systems of Windows and macOS ignore case
+    use = taken.get(
+        package.lower()
+    )  # in small letters, because the file systems of Windows and macOS ignore case
     if use or keyword.iskeyword(package) or package in sys.stdlib_module_names:
         return f"package_name {package!r} is {use or 'taken by Python itself'}: type {better!r} instead."
 
@@ -60,9 +67,13 @@ def complaint(answers: dict[str, Any]) -> str | None:
         return f"project_name {answers['project_name']!a} is no title: type 'My Project' instead."
     for variable, answer in answers.items():
         if not variable.startswith("_") and isinstance(answer, str) and CONTROL.search(answer):
-            return f"{variable} holds a control character: type {CONTROL.sub('', answer)!a} instead."
+            return (
+                f"{variable} holds a control character: type {CONTROL.sub('', answer)!a} instead."
+            )
     return None
 
 
 if __name__ == "__main__":
-    sys.exit(complaint(json.loads(r"""{{ cookiecutter | tojson }}""")))  # tojson never leaves three quotes in a row
+    sys.exit(
+        complaint(json.loads(r"""{{ cookiecutter | tojson }}"""))
+    )  # tojson never leaves three quotes in a row

@@ -17,7 +17,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 class Act(Callback):
     """Does `what` when the trainer has made `step` steps: a signal by its name, or one of this class's methods."""
 
-    def __init__(self, what: str, hook: str = "on_train_batch_start", step: int = 25, rank: int = 0) -> None:
+    def __init__(
+        self, what: str, hook: str = "on_train_batch_start", step: int = 25, rank: int = 0
+    ) -> None:
         self.what, self.step, self.rank = what, step, rank
         setattr(self, hook, self.act)
 
@@ -88,7 +90,9 @@ class Act(Callback):
 
 def from_elsewhere(number: int) -> None:
     """Has another process send a signal to all of this job: what loads data takes one from its parent otherwise."""
-    launched = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else 0  # by torchrun, into a group of its own
+    launched = (
+        os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else 0
+    )  # by torchrun, into a group of its own
     code = f"import os; os.killpg({os.getpgid(launched)}, {int(number)})"
     subprocess.run([sys.executable, "-c", code], start_new_session=True, check=True)
     time.sleep(0.5)

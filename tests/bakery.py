@@ -23,7 +23,9 @@ FOLDERS = ("HOME", "TMPDIR", "WANDB_CACHE_DIR", "WANDB_DATA_DIR", "WANDB_CONFIG_
 def bake(output_dir: Path, settings: Path, accept_hooks: bool = True, **answers: str) -> Path:
     """Bakes into a folder with these answers; cookiecutter keeps what it wants to keep in the folder `settings`."""
     config = settings / "config.yaml"
-    config.write_text(f"cookiecutters_dir: {settings / 'templates'}\nreplay_dir: {settings / 'replay'}\n")
+    config.write_text(
+        f"cookiecutters_dir: {settings / 'templates'}\nreplay_dir: {settings / 'replay'}\n"
+    )
     project = cookiecutter(
         str(TEMPLATE),
         no_input=True,
@@ -39,12 +41,18 @@ def environment(home: Path) -> dict[str, str]:
     """The environment of a process that must not touch this machine's home, W&B account, jobs or other tests."""
     kept = {name: value for name, value in os.environ.items() if not FOREIGN.match(name)}
     for name in FOLDERS:
-        kept[name] = str(home / name.removeprefix("WANDB_")[:4])  # W&B names a socket in TMPDIR: short
+        kept[name] = str(
+            home / name.removeprefix("WANDB_")[:4]
+        )  # W&B names a socket in TMPDIR: short
         Path(kept[name]).mkdir(parents=True, exist_ok=True)
-    return kept | {"WANDB_BASE_URL": "http://127.0.0.1:9"}  # nothing listens there: nothing is sent, even by mistake
+    return kept | {
+        "WANDB_BASE_URL": "http://127.0.0.1:9"
+    }  # nothing listens there: nothing is sent, even by mistake
 
 
-def in_terminal(words: Sequence[str | Path], folder: Path, env: dict[str, str], columns: int = 0) -> str:
+def in_terminal(
+    words: Sequence[str | Path], folder: Path, env: dict[str, str], columns: int = 0
+) -> str:
     """Runs a command of Python in a terminal of its own and returns what it showed; ends with that if it fails."""
     import pty  # Windows has neither, and bakes all the same
     import termios

@@ -185,7 +185,13 @@ def is_alone() -> None:
 def nursery() -> ForkServerContext:
     """Brings up the process that has imported what takes long, and from which starts are forked."""
     context = get_context("forkserver")
-    libraries = ("lightning.pytorch.cli", "wandb", "sklearn.datasets", "torchmetrics.classification", "torch._dynamo")
+    libraries = (
+        "lightning.pytorch.cli",
+        "wandb",
+        "sklearn.datasets",
+        "torchmetrics.classification",
+        "torch._dynamo",
+    )
     context.set_forkserver_preload(list(libraries))
     before = os.environ.get("OMP_NUM_THREADS")
     os.environ["OMP_NUM_THREADS"] = "1"
@@ -222,8 +228,12 @@ def processes(sessions: set[int], mark: str) -> dict[int, str]:
     found = {}
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            name, state, _, _, session, *_ = re.split(r"[()] ?| ", (folder / "stat").read_text().split(" ", 1)[1])[1:]
-            if state != "Z" and (int(session) in sessions or mark.encode() in (folder / "environ").read_bytes()):
+            name, state, _, _, session, *_ = re.split(
+                r"[()] ?| ", (folder / "stat").read_text().split(" ", 1)[1]
+            )[1:]
+            if state != "Z" and (
+                int(session) in sessions or mark.encode() in (folder / "environ").read_bytes()
+            ):
                 found[int(folder.name)] = name
     return found
 
@@ -239,7 +249,13 @@ class Start:
     """
 
     def __init__(
-        self, words: list[str], project: Path, env: dict[str, str], log: Path, ranks: int = 1, real: bool = False
+        self,
+        words: list[str],
+        project: Path,
+        env: dict[str, str],
+        log: Path,
+        ranks: int = 1,
+        real: bool = False,
     ) -> None:
         self.log = log
         self.marks_file = log.with_suffix(".marks")
@@ -252,20 +268,36 @@ class Start:
         if real:
             with log.open("ab") as screen:
                 python = [sys.executable, *words]
-                options: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": screen, "stderr": screen}
-                self.popen.append(subprocess.Popen(python, cwd=project, env=env, start_new_session=True, **options))
+                options: dict[str, Any] = {
+                    "stdin": subprocess.DEVNULL,
+                    "stdout": screen,
+                    "stderr": screen,
+                }
+                self.popen.append(
+                    subprocess.Popen(
+                        python, cwd=project, env=env, start_new_session=True, **options
+                    )
+                )
         else:
-            together = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "NODE_RANK": "0"}
+            together = {
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": str(free_port()),
+                "NODE_RANK": "0",
+            }
             for rank in range(ranks):
                 own = env | together | {"LOCAL_RANK": str(rank)} if ranks > 1 else env
-                fork = nursery().Process(target=run_forked, args=(words, str(project), own, str(log)))
+                fork = nursery().Process(
+                    target=run_forked, args=(words, str(project), own, str(log))
+                )
                 fork.start()
                 self.forks.append(fork)
         self.ids = [process.pid for process in (*self.popen, *self.forks)]
 
     @property
     def codes(self) -> list[int | None]:
-        return [process.poll() for process in self.popen] + [process.exitcode for process in self.forks]
+        return [process.poll() for process in self.popen] + [
+            process.exitcode for process in self.forks
+        ]
 
     @property
     def over(self) -> bool:
@@ -296,7 +328,9 @@ class Start:
             if self.real:  # then the second rank is a child of the first
                 first = self.ids[0]
                 ranks = [
-                    i for i, name in self.living().items() if i != first and "python" in name and parent(i) == first
+                    i
+                    for i, name in self.living().items()
+                    if i != first and "python" in name and parent(i) == first
                 ]
             victim = ranks[0] if whom == "rank" and ranks else self.ids[0]
             with contextlib.suppress(ProcessLookupError):
@@ -351,16 +385,26 @@ def unlike(expected: Any, got: Any, place: str = "") -> Iterator[str]:
             yield from unlike(one, other, f"{place}[{n}]")
     elif isinstance(expected, torch.Tensor):
         if expected.dtype != got.dtype or not torch.equal(expected, got):
-            apart = f"by {(expected - got).abs().max():.2g}" if expected.shape == got.shape else "in shape"
+            apart = (
+                f"by {(expected - got).abs().max():.2g}"
+                if expected.shape == got.shape
+                else "in shape"
+            )
             yield f"{place}: a tensor differs {apart}"
-    elif expected != got and not (isinstance(expected, float) and math.isnan(expected) and math.isnan(got)):
+    elif expected != got and not (
+        isinstance(expected, float) and math.isnan(expected) and math.isnan(got)
+    ):
         yield f"{place}: {expected!r:.60} became {got!r:.60}"
 
 
 def anonymous(value: Any, run: str) -> Any:
     """A checkpoint's content without what is PASSING, the run's id, and the folder in which it lies, or lay."""
     if isinstance(value, dict):
-        return {anonymous(key, run): anonymous(item, run) for key, item in value.items() if key not in PASSING}
+        return {
+            anonymous(key, run): anonymous(item, run)
+            for key, item in value.items()
+            if key not in PASSING
+        }
     if isinstance(value, list | tuple):
         return [anonymous(item, run) for item in value]
     return re.sub(rf"(/.*/)?{run}", "RUN", value) if isinstance(value, str) else value
@@ -369,7 +413,9 @@ def anonymous(value: Any, run: str) -> Any:
 def rows(run: Path) -> list[dict[str, str]]:
     """The rows of metrics.csv, without the empty cells."""
     with (run / "metrics.csv").open(newline="") as file:
-        return [{name: value for name, value in row.items() if value} for row in csv.DictReader(file)]
+        return [
+            {name: value for name, value in row.items() if value} for row in csv.DictReader(file)
+        ]
 
 
 def recorded_history(run: Path) -> Iterator[dict[str, Any]]:
@@ -379,13 +425,18 @@ def recorded_history(run: Path) -> Iterator[dict[str, Any]]:
             for record in records(file):
                 if record.WhichOneof("record_type") == "history":
                     items = record.history.item
-                    yield {"/".join(item.nested_key) or item.key: json.loads(item.value_json) for item in items}
+                    yield {
+                        "/".join(item.nested_key) or item.key: json.loads(item.value_json)
+                        for item in items
+                    }
 
 
 Kind = tuple[float, tuple[str, ...]]  # a row's step, and what it tells of
 
 
-def by_kind(history: Iterator[dict[str, Any]] | list[dict[str, Any]]) -> dict[Kind, list[dict[str, Any]]]:
+def by_kind(
+    history: Iterator[dict[str, Any]] | list[dict[str, Any]],
+) -> dict[Kind, list[dict[str, Any]]]:
     """Rows of W&B, each value with the trainer's step, by step and names."""
     found: dict[Kind, list[dict[str, Any]]] = {}
     for row in history:
@@ -407,10 +458,14 @@ class Verdict:
     def history(self, what: str, expected: dict[Kind, Any], got: dict[Kind, Any]) -> None:
         """Compares the rows of W&B: none may be missing, and one more of a row must be equal to it."""
         lost = [kind for kind in expected if len(got.get(kind, ())) < len(expected[kind])]
-        wrong = [kind for kind in got if any(row not in expected.get(kind, ()) for row in got[kind])]
+        wrong = [
+            kind for kind in got if any(row not in expected.get(kind, ()) for row in got[kind])
+        ]
         if what == "W&B's files":
             self.lost += len(lost)
-            self.doubled += sum(max(0, len(got.get(kind, ())) - len(expected[kind])) for kind in expected)
+            self.doubled += sum(
+                max(0, len(got.get(kind, ())) - len(expected[kind])) for kind in expected
+            )
         for kinds, said in ((lost, "lost"), (wrong, "wrong")):
             if kinds:
                 shown = "; ".join(f"step {step:g} {'+'.join(names)}" for step, names in kinds[:3])
@@ -422,26 +477,47 @@ def compare(reference: Path, run: Path) -> Verdict:
     verdict = Verdict()
     found = verdict.differences
     for folder in (".", "checkpoints"):
-        expected, got = ({file.name for file in (root / folder).iterdir()} for root in (reference, run))
-        found += [f"{name}: {'lost' if name in expected else 'left over'}" for name in sorted(expected ^ got)]
-    found += [f"{Path(file).relative_to(run.parent)}: left over" for file in unfinished(run) if TEMPORARY in file]
+        expected, got = (
+            {file.name for file in (root / folder).iterdir()} for root in (reference, run)
+        )
+        found += [
+            f"{name}: {'lost' if name in expected else 'left over'}"
+            for name in sorted(expected ^ got)
+        ]
+    found += [
+        f"{Path(file).relative_to(run.parent)}: left over"
+        for file in unfinished(run)
+        if TEMPORARY in file
+    ]
     for file in sorted(run.glob("checkpoints/*.ckpt")):
         if (same := reference / "checkpoints" / file.name).exists():
-            contents = (anonymous(torch.load(path, weights_only=True), path.parents[1].name) for path in (same, file))
+            contents = (
+                anonymous(torch.load(path, weights_only=True), path.parents[1].name)
+                for path in (same, file)
+            )
             expected_parts, got_parts = contents
             for part in dict.fromkeys([*expected_parts, *got_parts]):
                 if texts := list(unlike(expected_parts.get(part), got_parts.get(part))):
-                    found.append(f"{file.name}, {part}: {texts[0]}, and {len(texts) - 1} more differences")
+                    found.append(
+                        f"{file.name}, {part}: {texts[0]}, and {len(texts) - 1} more differences"
+                    )
     if (reference / "config.yaml").read_bytes() != (run / "config.yaml").read_bytes():
         found.append("config.yaml: differs")
     expected_rows, got_rows = rows(reference), rows(run)
     if expected_rows != got_rows:
-        counts = [Counter(json.dumps(row, sort_keys=True) for row in table) for table in (expected_rows, got_rows)]
+        counts = [
+            Counter(json.dumps(row, sort_keys=True) for row in table)
+            for table in (expected_rows, got_rows)
+        ]
         lost, more = (sum((one - other).values()) for one, other in itertools.permutations(counts))
         found.append(
-            f"metrics.csv: {lost} rows lost, {more} wrong or repeated" if lost or more else "metrics.csv: order"
+            f"metrics.csv: {lost} rows lost, {more} wrong or repeated"
+            if lost or more
+            else "metrics.csv: order"
         )
-    verdict.history("W&B's files", by_kind(recorded_history(reference)), by_kind(recorded_history(run)))
+    verdict.history(
+        "W&B's files", by_kind(recorded_history(reference)), by_kind(recorded_history(run))
+    )
     return verdict
 
 
@@ -482,12 +558,18 @@ class Setup:
             f" --callbacks.last_checkpoint.every_n_train_steps {self.every}"
         )
         if self.schedule:
-            cycle = f"--model.lr_scheduler.max_lr 0.02 --model.lr_scheduler.total_steps {self.steps}"
+            cycle = (
+                f"--model.lr_scheduler.max_lr 0.02 --model.lr_scheduler.total_steps {self.steps}"
+            )
             line += f" --model.lr_scheduler OneCycleLR {cycle}"
         return line.split()
 
     def __str__(self) -> str:
-        parts = [f"{self.devices} rank{'s' * (self.devices > 1)}", f"{self.workers} workers", f"every {self.every}"]
+        parts = [
+            f"{self.devices} rank{'s' * (self.devices > 1)}",
+            f"{self.workers} workers",
+            f"every {self.every}",
+        ]
         parts += [name for name in ("schedule", "halves", "noise", "online") if getattr(self, name)]
         return ", ".join(parts)
 
@@ -503,7 +585,9 @@ class Strike:
 
     @classmethod
     def drawn(cls, draw: random.Random, setup: Setup) -> "Strike":
-        after = draw.choices(["start", "step", "save", "write", "validation", "end"], [2, 5, 2, 5, 2, 1])[0]
+        after = draw.choices(
+            ["start", "step", "save", "write", "validation", "end"], [2, 5, 2, 5, 2, 1]
+        )[0]
         most = {"step": setup.steps // 2, "save": 6, "write": 6, "validation": 4}.get(after, 1)
         longest = {"start": 4.0, "end": 1.0, "write": 0.03}.get(after, 0.06)
         whom = draw.choices(["all", "first", "rank" if setup.devices > 1 else "all"], [2, 1, 1])[0]
@@ -528,7 +612,11 @@ def unfinished(folder: Path) -> dict[str, int]:
     found: dict[str, int] = {}
     for where in (folder / "checkpoints", folder.parent / TEMPORARY):
         with contextlib.suppress(FileNotFoundError), os.scandir(where) as files:
-            names = [file for file in files if file.is_file() and not re.match(r"wandb-|.*\.ckpt$", file.name)]
+            names = [
+                file
+                for file in files
+                if file.is_file() and not re.match(r"wandb-|.*\.ckpt$", file.name)
+            ]
             found |= {file.path: file.inode() for file in names}
     return found
 
@@ -541,7 +629,9 @@ def place(marks: Sequence[str], writing: bool) -> str:
     if not events or events == [["validation"]]:
         where = "starting"
     else:
-        where = {"step": "step", "save": "saving", "validation": "validating", "end": "ending"}[events[-1][0]]
+        where = {"step": "step", "save": "saving", "validation": "validating", "end": "ending"}[
+            events[-1][0]
+        ]
     return f"{where}{', mid-epoch' * middle}{', mid-write' * writing}"
 
 
@@ -586,11 +676,23 @@ class Lab:
         self.server.close()
 
     def start(
-        self, words: list[str], folder: Path, env: dict[str, str] | None = None, ranks: int = 1, real: bool = False
+        self,
+        words: list[str],
+        folder: Path,
+        env: dict[str, str] | None = None,
+        ranks: int = 1,
+        real: bool = False,
     ) -> Start:
         """Starts a command whose run is, or will be, in a folder."""
-        log = folder.parent / f"{folder.name}.{len(list(folder.parent.glob(f'{folder.name}.*.log')))}.log"
-        own = {"RUNS_ROOT": str(folder.parent), "WANDB_RUN_ID": folder.name, "TMPDIR": str(folder.parent / TEMPORARY)}
+        log = (
+            folder.parent
+            / f"{folder.name}.{len(list(folder.parent.glob(f'{folder.name}.*.log')))}.log"
+        )
+        own = {
+            "RUNS_ROOT": str(folder.parent),
+            "WANDB_RUN_ID": folder.name,
+            "TMPDIR": str(folder.parent / TEMPORARY),
+        }
         os.makedirs(own["TMPDIR"], exist_ok=True)
         env = self.env | own | (env or {})
         start = Start(words, self.project, env, log, ranks, real)
@@ -628,7 +730,9 @@ class Lab:
         strikes = [Strike.drawn(draw, setup) for _ in range(draw.randint(1, most))]
         return self.disturb(seed, setup, strikes, [draw.random() < 0.2 for _ in range(most + 1)])
 
-    def disturb(self, seed: int, setup: Setup, strikes: Sequence[Strike], real: Sequence[bool] = ()) -> Round:
+    def disturb(
+        self, seed: int, setup: Setup, strikes: Sequence[Strike], real: Sequence[bool] = ()
+    ) -> Round:
         """Runs a configuration, killed at these moments, to its end, and compares."""
         began = time.monotonic()
         result = Round(seed, setup)
@@ -679,10 +783,14 @@ class Lab:
         expected, history = best(reference), by_kind(recorded_history(reference))
         if folder.name in self.server.runs:
             sent = self.server.runs[folder.name]
-            verdict.differences += [f"W&B's summary: {text}" for text in unlike(expected, best_of(sent.summary))]
+            verdict.differences += [
+                f"W&B's summary: {text}" for text in unlike(expected, best_of(sent.summary))
+            ]
             verdict.late = len(history.keys() - by_kind(sent.history).keys())
         words = ["main.py", "sync", folder.name]
-        wrong = self.finished(self.start(words, folder, self.server.env() | {"WANDB_MODE": "online"}))
+        wrong = self.finished(
+            self.start(words, folder, self.server.env() | {"WANDB_MODE": "online"})
+        )
         if wrong or folder.name not in self.server.runs:
             verdict.differences.append(f"sync: {wrong or 'no such run'}")
             return
@@ -699,7 +807,10 @@ class Lab:
         start = self.start([*line.split(), *words], folder)
         wrong = self.finished(start)
         assert not wrong, wrong
-        found = [tuple(map(float, text)) for text in re.findall(r"^cost (\S+) (\d+)$", start.log.read_text(), re.M)]
+        found = [
+            tuple(map(float, text))
+            for text in re.findall(r"^cost (\S+) (\d+)$", start.log.read_text(), re.M)
+        ]
         return statistics.median(seconds for seconds, _ in found), found[0][1] / 1e6
 
 
@@ -711,7 +822,9 @@ def best_of(summary: dict[str, Any]) -> dict[str, Any]:
 def best(run: Path) -> dict[str, float]:
     """The `best/*` of a run, as its last checkpoint has it."""
     states = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["callbacks"]
-    found: dict[str, float] = next(state["best"] for name, state in states.items() if name.startswith("Summaries"))
+    found: dict[str, float] = next(
+        state["best"] for name, state in states.items() if name.startswith("Summaries")
+    )
     return found
 
 
@@ -725,7 +838,10 @@ def summary(rounds: Sequence[Round], lab: Lab, seconds: float) -> dict[str, Any]
     for one in rounds:
         for kind, times in one.first_steps.items():
             firsts.setdefault(kind, []).extend(times)
-    costs = {"example": lab.cost(), "100 MB": lab.cost("--model", "chaotic.Restless", "--model.ballast", "25000000")}
+    costs = {
+        "example": lab.cost(),
+        "100 MB": lab.cost("--model", "chaotic.Restless", "--model.ballast", "25000000"),
+    }
     return {
         "rounds": len(rounds),
         "survived": sum(not one.verdict.differences for one in rounds),
@@ -741,7 +857,9 @@ def summary(rounds: Sequence[Round], lab: Lab, seconds: float) -> dict[str, Any]
         "rows_that_only_a_sync_brought": sum(one.verdict.late for one in rounds),
         "rows_doubled": sum(one.verdict.doubled for one in rounds),
         "processes_ended_by_us": dict(Counter(name for one in rounds for name in one.left)),
-        "seconds_to_first_step": {kind: round(statistics.median(times), 2) for kind, times in sorted(firsts.items())},
+        "seconds_to_first_step": {
+            kind: round(statistics.median(times), 2) for kind, times in sorted(firsts.items())
+        },
         "checkpoint_milliseconds": {name: round(1000 * cost) for name, (cost, _) in costs.items()},
         "checkpoint_megabytes": {name: round(size, 1) for name, (_, size) in costs.items()},
     }
@@ -751,24 +869,34 @@ def main() -> int:
     """Plays rounds and says what came of them; 1 if one failed."""
     parser = argparse.ArgumentParser(description="Kill runs, resume them, and compare.")
     parser.add_argument("--rounds", type=int, default=100)
-    parser.add_argument("--seed", type=int, help="of the first round; the others count on (default: drawn)")
+    parser.add_argument(
+        "--seed", type=int, help="of the first round; the others count on (default: drawn)"
+    )
     parser.add_argument("--kills", type=int, default=5, help="at most, in a round (default: 5)")
     parser.add_argument("--jobs", type=int, default=2, help="rounds at a time (default: 2)")
-    parser.add_argument("--project", type=Path, help="a baked project; its copy is run (default: a fresh bake)")
+    parser.add_argument(
+        "--project", type=Path, help="a baked project; its copy is run (default: a fresh bake)"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="where to write the figures")
-    parser.add_argument("--keep", action="store_true", help="leave the runs of failed rounds on the disk")
+    parser.add_argument(
+        "--keep", action="store_true", help="leave the runs of failed rounds on the disk"
+    )
     given = parser.parse_args()
     seed = random.randrange(10**6) if given.seed is None else given.seed
     print(f"{given.rounds} rounds from seed {seed}", flush=True)
     began, rounds = time.monotonic(), []
     home = Path(tempfile.mkdtemp(prefix="chaos"))
     try:
-        project = shutil.copytree(given.project, home / "project") if given.project else bake(home, home)
+        project = (
+            shutil.copytree(given.project, home / "project") if given.project else bake(home, home)
+        )
         pool = ThreadPoolExecutor(given.jobs)
         with Lab(home, Path(project)) as lab, contextlib.ExitStack() as pool_ends:
             nursery()
             pool_ends.callback(pool.shutdown, cancel_futures=True)  # on Ctrl-C
-            for one in pool.map(lambda n: lab.play(n, given.kills), range(seed, seed + given.rounds)):
+            for one in pool.map(
+                lambda n: lab.play(n, given.kills), range(seed, seed + given.rounds)
+            ):
                 rounds.append(one)
                 print(one, flush=True)
                 if not (given.keep and one.verdict.differences):

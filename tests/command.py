@@ -41,7 +41,9 @@ class Commands:
         with (
             contextlib.redirect_stdout(out),
             contextlib.redirect_stderr(err),
-            warnings.catch_warnings(record=True) as caught,  # pytest would keep them from the screen
+            warnings.catch_warnings(
+                record=True
+            ) as caught,  # pytest would keep them from the screen
         ):
             warnings.resetwarnings()
             for kind in (DeprecationWarning, ResourceWarning):

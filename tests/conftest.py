@@ -35,7 +35,9 @@ Run = Callable[..., str]
 def tracked() -> list[str]:
     """The files of the template that git knows or would take."""
     command = ("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard")
-    listed = subprocess.run(command, cwd=TEMPLATE, capture_output=True, check=True, text=True).stdout
+    listed = subprocess.run(
+        command, cwd=TEMPLATE, capture_output=True, check=True, text=True
+    ).stdout
     return [name for name in listed.split("\0") if (TEMPLATE / name).is_file()]
 
 
@@ -50,7 +52,11 @@ def copy_template(folder: Path) -> Path:
 def every_file(package: str = "my_project") -> set[str]:
     """The files of a bake from which no hook has deleted any."""
     ours = (name.partition(f"{SOURCES.name}/") for name in tracked())
-    return {name.replace("{{cookiecutter.package_name}}", package) for outside, _, name in ours if name and not outside}
+    return {
+        name.replace("{{cookiecutter.package_name}}", package)
+        for outside, _, name in ours
+        if name and not outside
+    }
 
 
 def texts(project: Path) -> Iterator[tuple[str, str]]:
@@ -92,7 +98,9 @@ def bake(tmp_path_factory: pytest.TempPathFactory) -> Bake:
         key = frozenset(answers.items())
         if output_dir is None and key in baked:
             return baked[key]
-        project = bakery.bake(output_dir or tmp_path_factory.mktemp("baked"), settings, accept_hooks, **typed(answers))
+        project = bakery.bake(
+            output_dir or tmp_path_factory.mktemp("baked"), settings, accept_hooks, **typed(answers)
+        )
         if output_dir is None:
             baked[key] = project
         return project
@@ -154,7 +162,9 @@ def command(bake: Bake, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Co
         environment.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
         environment.syspath_prepend(project)
         yield Commands(importlib.import_module("main").main, project, home / "RUNS_ROOT")
-        for name in [name for name in sys.modules if name == "main" or name.split(".")[0] == "odd_duck"]:
+        for name in [
+            name for name in sys.modules if name == "main" or name.split(".")[0] == "odd_duck"
+        ]:
             del sys.modules[name]
 
 

@@ -107,7 +107,9 @@ class Document:
                 name = "" if inline else self._take()
                 type = self._take() if self._found("on") else ""
                 included = self._included()
-                selections.append(Fragment(name, type, included, self._selections() if inline else []))
+                selections.append(
+                    Fragment(name, type, included, self._selections() if inline else [])
+                )
             else:
                 key = name = self._take()
                 if self._found(":"):
@@ -202,7 +204,10 @@ class Execution:
 
     def _flat(self, node: Node, selections: list[Field | Fragment]) -> Iterator[Field]:
         for selection in selections:
-            if any(bool(self._given(condition)) is not wanted for condition, wanted in selection.included):
+            if any(
+                bool(self._given(condition)) is not wanted
+                for condition, wanted in selection.included
+            ):
                 continue
             if isinstance(selection, Field):
                 yield selection
@@ -226,7 +231,9 @@ class Execution:
         if isinstance(value, list):
             return [self._completed(place, item, selections) for item in value]
         if value is not None and isinstance(value, Node) is not bool(selections):
-            raise Unknown(f"{place}: {'no fields' if isinstance(value, Node) else 'fields of a scalar'}")
+            raise Unknown(
+                f"{place}: {'no fields' if isinstance(value, Node) else 'fields of a scalar'}"
+            )
         return self.node(value, selections) if isinstance(value, Node) else value
 
     def _given(self, value: Any) -> Any:
@@ -235,17 +242,28 @@ class Execution:
         if isinstance(value, list):
             return [self._given(item) for item in value]
         if isinstance(value, dict):
-            omitted = {k for k, v in value.items() if isinstance(v, Variable) and v.name not in self._variables}
+            omitted = {
+                k
+                for k, v in value.items()
+                if isinstance(v, Variable) and v.name not in self._variables
+            }
             return {key: self._given(item) for key, item in value.items() if key not in omitted}
         return value
 
 
-def connection(nodes: list[Node], first: int | None = None, after: str | None = None, **edges: list[Any]) -> Node:
+def connection(
+    nodes: list[Node], first: int | None = None, after: str | None = None, **edges: list[Any]
+) -> Node:
     """A page of nodes; `edges` are further fields of the edges."""
     start = int(after or 0)
     end = len(nodes) if first is None else min(start + first, len(nodes))
     page = [
-        Node("Edge", node=nodes[i], cursor=str(i + 1), **{name: values[i] for name, values in edges.items()})
+        Node(
+            "Edge",
+            node=nodes[i],
+            cursor=str(i + 1),
+            **{name: values[i] for name, values in edges.items()},
+        )
         for i in range(start, end)
     ]
     info = Node("PageInfo", endCursor=str(end), hasNextPage=end < len(nodes))

@@ -36,7 +36,20 @@ class Hosts:
             ip("netns", "add", name)
             ip("-netns", name, "link", "set", "lo", "up")
         first, second = self.names
-        ip("-netns", first, "link", "add", CABLE, "type", "veth", "peer", "name", CABLE, "netns", second)
+        ip(
+            "-netns",
+            first,
+            "link",
+            "add",
+            CABLE,
+            "type",
+            "veth",
+            "peer",
+            "name",
+            CABLE,
+            "netns",
+            second,
+        )
         for name, address in zip(self.names, ADDRESSES, strict=True):
             ip("-netns", name, "address", "add", f"{address}/24", "dev", CABLE)
         self.plug(first)
@@ -58,10 +71,28 @@ class Hosts:
     ) -> subprocess.Popen[str]:
         """Starts torchrun on a host, for one rank there; words are its further options and the command."""
         here = self.names.index(name)
-        place = ["--rdzv-backend=c10d", f"--rdzv-endpoint={RENDEZVOUS}", f"--local-addr={ADDRESSES[here]}"]
-        place += [f"--rdzv-conf=is_host={int(here == 0)},read_timeout=20", "--nnodes=2", "--nproc-per-node=1"]
+        place = [
+            "--rdzv-backend=c10d",
+            f"--rdzv-endpoint={RENDEZVOUS}",
+            f"--local-addr={ADDRESSES[here]}",
+        ]
+        place += [
+            f"--rdzv-conf=is_host={int(here == 0)},read_timeout=20",
+            "--nnodes=2",
+            "--nproc-per-node=1",
+        ]
         return subprocess.Popen(
-            ["ip", "netns", "exec", name, sys.executable, "-m", "torch.distributed.run", *place, *words],
+            [
+                "ip",
+                "netns",
+                "exec",
+                name,
+                sys.executable,
+                "-m",
+                "torch.distributed.run",
+                *place,
+                *words,
+            ],
             cwd=project,
             env=env | {"GLOO_SOCKET_IFNAME": CABLE},
             stdin=subprocess.DEVNULL,

@@ -38,7 +38,11 @@ def one_line(text: str) -> str:
 def words(markdown: str) -> str:
     """What a reader sees of Markdown: no formatting, blanks run together."""
     blocks = (block.children or [] for block in PAGE.parse(markdown))
-    return one_line(" ".join("".join(piece.content for piece in block if "text" in piece.type) for block in blocks))
+    return one_line(
+        " ".join(
+            "".join(piece.content for piece in block if "text" in piece.type) for block in blocks
+        )
+    )
 
 
 def tokens(markdown: str) -> Iterator[Token]:
@@ -59,14 +63,22 @@ def named_files(page: Path) -> Iterator[str]:
 def inspect(project: Path, answers: Mapping[str, Any], plain: bool = True) -> None:
     """Fails where a project is not sound; `plain` says that no answer holds braces."""
     package, absent = str(answers["package_name"]), set(unwanted(dict(answers)))
-    files = {path.relative_to(project).as_posix(): path for path in project.rglob("*") if path.is_file()}
+    files = {
+        path.relative_to(project).as_posix(): path for path in project.rglob("*") if path.is_file()
+    }
     assert files.keys() == every_file(package) - absent
     for name, path in files.items():
         text = path.read_bytes().decode()
         PARSERS.get(path.suffix, str)(text)
         assert not plain or not JINJA.search(text), f"{name} holds {JINJA.search(text)}"
     for page in [path for path in files.values() if path.suffix == ".md"]:
-        folders = (project, page.parent, project / "configs", project / package, project / package / "engine")
+        folders = (
+            project,
+            page.parent,
+            project / "configs",
+            project / package,
+            project / package / "engine",
+        )
         for name in set(named_files(page)) - MADE_BY_RUNS:
             assert any((folder / name).exists() for folder in folders), f"{page.name} names {name}"
 

@@ -15,14 +15,24 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 WINDOWS = {101: "calls", 151: "", 202: "waits", 248: ""}  # by step: what is counted from there on
-WAITS = ("item", "tolist", "cpu", "numpy", "__bool__", "__float__", "__int__")  # of a tensor: a GPU's queue runs dry
+WAITS = (
+    "item",
+    "tolist",
+    "cpu",
+    "numpy",
+    "__bool__",
+    "__float__",
+    "__int__",
+)  # of a tensor: a GPU's queue runs dry
 counted: Counter[str] = Counter()
 
 
 class Probe(Callback):
     """Counts calls of functions in fifty steps of which one is logged, and waiting for values between logged steps."""
 
-    def on_train_batch_start(self, trainer: Trainer, module: LightningModule, batch: Any, step: int) -> None:
+    def on_train_batch_start(
+        self, trainer: Trainer, module: LightningModule, batch: Any, step: int
+    ) -> None:
         if step not in WINDOWS:
             return
         sys.setprofile(None)

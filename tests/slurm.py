@@ -73,10 +73,20 @@ class Slurm:
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
-            ports = [stack.enter_context(socket.create_server(("", 0))).getsockname()[1] for _ in range(3)]
-        text = CONFIGURATION.format(folder=self.folder, host=HOST, nodes=NODES, ports=ports, gpus=GPUS)
-        files = {"slurm.conf": text, "gres.conf": f"Name=gpu File={self.folder}/gpu[0-{GPUS - 1}]\n"}
-        files["cgroup.conf"] = "CgroupPlugin=cgroup/v1\n"  # unused; others look for what may not be there
+            ports = [
+                stack.enter_context(socket.create_server(("", 0))).getsockname()[1]
+                for _ in range(3)
+            ]
+        text = CONFIGURATION.format(
+            folder=self.folder, host=HOST, nodes=NODES, ports=ports, gpus=GPUS
+        )
+        files = {
+            "slurm.conf": text,
+            "gres.conf": f"Name=gpu File={self.folder}/gpu[0-{GPUS - 1}]\n",
+        }
+        files["cgroup.conf"] = (
+            "CgroupPlugin=cgroup/v1\n"  # unused; others look for what may not be there
+        )
         for name, content in (files | {f"gpu{number}": "" for number in range(GPUS)}).items():
             (self.folder / name).write_text(content)
         for name in ("state", *(f"spool-{node}" for node in NODES)):
@@ -84,9 +94,16 @@ class Slurm:
         key = self.folder / "munge.key"
         key.touch(0o600)
         key.write_bytes(os.urandom(128))
-        socket_, pid, seed, log = (self.folder / f"munge.{suffix}" for suffix in ("socket", "pid", "seed", "log"))
+        socket_, pid, seed, log = (
+            self.folder / f"munge.{suffix}" for suffix in ("socket", "pid", "seed", "log")
+        )
         try:
-            options = (f"--socket={socket_}", f"--pid-file={pid}", f"--seed-file={seed}", f"--log-file={log}")
+            options = (
+                f"--socket={socket_}",
+                f"--pid-file={pid}",
+                f"--seed-file={seed}",
+                f"--log-file={log}",
+            )
             self._start("munged", "--foreground", f"--key-file={key}", *options)
             until(socket_.exists, 20, self.log)
             self._start("slurmctld", "-D")
@@ -98,7 +115,9 @@ class Slurm:
             raise
         return self
 
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         for daemon in reversed(self.daemons):
             daemon.terminate()
             with suppress(subprocess.TimeoutExpired):
@@ -113,13 +132,23 @@ class Slurm:
     def _start(self, *words: str) -> None:
         with (self.folder / f"{words[0]}.out").open("a") as out:
             environment = os.environ | self.env
-            self.daemons.append(subprocess.Popen(words, env=environment, stdout=out, stderr=subprocess.STDOUT))
+            self.daemons.append(
+                subprocess.Popen(words, env=environment, stdout=out, stderr=subprocess.STDOUT)
+            )
 
-    def __call__(self, *words: str, cwd: Path | None = None, env: dict[str, str] | None = None) -> str:
+    def __call__(
+        self, *words: str, cwd: Path | None = None, env: dict[str, str] | None = None
+    ) -> str:
         """Runs a command and gives what it printed."""
         environment = (os.environ if env is None else env) | self.env
         done = subprocess.run(
-            words, cwd=cwd, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=60
+            words,
+            cwd=cwd,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=60,
         )
         assert done.returncode == 0, f"{' '.join(words)}: {done.stdout}\n{self.log()}"
         return done.stdout
@@ -137,6 +166,9 @@ class Slurm:
         for process in Path("/proc").glob("[0-9]*"):
             with suppress(OSError):
                 environment = (process / "environ").read_bytes().split(b"\0")
-                if {f"SLURM_CONF={self.env['SLURM_CONF']}".encode(), *(m.encode() for m in marks)} <= {*environment}:
+                if {
+                    f"SLURM_CONF={self.env['SLURM_CONF']}".encode(),
+                    *(m.encode() for m in marks),
+                } <= {*environment}:
                     pids.append(int(process.name))
         return pids

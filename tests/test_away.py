@@ -64,7 +64,11 @@ def watch(monkeypatch: pytest.MonkeyPatch) -> Watch:
             watch.at("end")
 
     def run(self: AsyncioManager, fn: Any) -> Any:
-        if watch.training and threading.current_thread() is threading.main_thread() and "._publish." not in repr(fn):
+        if (
+            watch.training
+            and threading.current_thread() is threading.main_thread()
+            and "._publish." not in repr(fn)
+        ):
             watch.waits.append(repr(fn))
         return waiting(self, fn)
 
@@ -72,7 +76,9 @@ def watch(monkeypatch: pytest.MonkeyPatch) -> Watch:
     watching = types.ModuleType("watching")
     watching.Watching = Watching  # type: ignore[attr-defined]
     Watching.__module__ = "watching"
-    sys.modules["watching"] = watching  # for good: jsonargparse looks up all classes that it has ever met
+    sys.modules["watching"] = (
+        watching  # for good: jsonargparse looks up all classes that it has ever met
+    )
     return watch
 
 
@@ -117,7 +123,9 @@ def children() -> list[str]:
 SLOW = pytest.mark.slow
 
 
-@pytest.mark.parametrize("kind", ["hang", "401", pytest.param("refuse", marks=SLOW), pytest.param("503", marks=SLOW)])
+@pytest.mark.parametrize(
+    "kind", ["hang", "401", pytest.param("refuse", marks=SLOW), pytest.param("503", marks=SLOW)]
+)
 def test_wandb_away_at_the_start_is_one_line_after_seconds(
     kind: str, online: WandbServer, command: Commands, watch: Watch
 ) -> None:
@@ -126,7 +134,10 @@ def test_wandb_away_at_the_start_is_one_line_after_seconds(
     assert (outcome.code, outcome.err) == (0, ""), outcome
     assert watch.times["start"] - watch.times["made"] < 15
     first, *_ = lines(outcome)
-    assert re.match(r"W&B      offline \((.+)\); to see this run: .*; to send it later: python \S+ sync \S+$", first)
+    assert re.match(
+        r"W&B      offline \((.+)\); to see this run: .*; to send it later: python \S+ sync \S+$",
+        first,
+    )
     assert (AWAY in first) == (kind != "401")
     assert ("wandb login" in first) == (kind == "401")
     assert not children()
@@ -150,7 +161,9 @@ def test_a_checkpoint_that_wandb_takes_late_does_not_take_an_alias_from_a_newer_
 
 
 @pytest.mark.slow
-def test_no_rank_waits_for_wandb_and_the_process_ends(online: WandbServer, command: Commands) -> None:
+def test_no_rank_waits_for_wandb_and_the_process_ends(
+    online: WandbServer, command: Commands
+) -> None:
     line = FIT.replace("@digits", "configs/digits.yaml").split()
     more = ["--trainer.max_epochs", "1", "--trainer.accelerator", "cpu", "--trainer.devices", "2"]
     with online.failing("hang"):

@@ -38,7 +38,9 @@ def test_what_a_default_fit_executes_grows_no_further_and_9_files_of_1000_lines_
     run(*coverage, "json", f"--data-file={report}.data", "-o", report, cwd=fresh)
     files = json.loads(report.read_text())["files"]
     executed = [
-        fresh / name for name, file in files.items() if file["executed_lines"] and file["summary"]["num_statements"]
+        fresh / name
+        for name, file in files.items()
+        if file["executed_lines"] and file["summary"]["num_statements"]
     ]
     assert "main.py" in {file.name for file in executed}
     assert len(executed) <= 10, executed

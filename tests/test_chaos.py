@@ -33,7 +33,9 @@ class Frozen:
         if not run.exists():
             shutil.copytree(copy, run)
         outcome = self.command(f"fit --resume {run}")
-        said = outcome.err.splitlines() + [f"ended with {outcome.code}: {outcome.error}"] * (outcome.code != 0)
+        said = outcome.err.splitlines() + [f"ended with {outcome.code}: {outcome.error}"] * (
+            outcome.code != 0
+        )
         return said + (compare(self.reference, run).differences if outcome.code == 0 else [])
 
 
@@ -48,19 +50,28 @@ def frozen(command: Commands, tmp_path_factory: pytest.TempPathFactory) -> Itera
             outcome = command(LINE)
         assert (outcome.code, outcome.err) == (0, ""), outcome
         assert outcome.run is not None
-        yield Frozen(outcome.run, [folder / outcome.run.name for folder in sorted(copies.iterdir())], command)
+        yield Frozen(
+            outcome.run, [folder / outcome.run.name for folder in sorted(copies.iterdir())], command
+        )
 
 
-def test_another_run_of_the_same_is_equal_and_one_of_another_seed_is_not(frozen: Frozen, command: Commands) -> None:
+def test_another_run_of_the_same_is_equal_and_one_of_another_seed_is_not(
+    frozen: Frozen, command: Commands
+) -> None:
     again, other = command(LINE).run, command(f"{LINE} --seed_everything 43").run
     assert again is not None
     assert other is not None
     assert compare(frozen.reference, again).differences == []
     differences = " ".join(compare(frozen.reference, other).differences)
-    assert all(name in differences for name in ("state_dict", "optimizer_states", "metrics.csv", "config.yaml"))
+    assert all(
+        name in differences
+        for name in ("state_dict", "optimizer_states", "metrics.csv", "config.yaml")
+    )
 
 
-def test_a_run_that_was_killed_before_any_row_goes_on_as_if_it_had_not_been(frozen: Frozen, tmp_path: Path) -> None:
+def test_a_run_that_was_killed_before_any_row_goes_on_as_if_it_had_not_been(
+    frozen: Frozen, tmp_path: Path
+) -> None:
     copies = [copy for copy in frozen.copies if list(copy.glob("checkpoints/*.ckpt"))]
     assert len(copies) > 16
     wrong = {copy.parent.name: said for copy in copies if (said := frozen.resumed(copy, tmp_path))}
@@ -104,7 +115,9 @@ def test_each_thing_that_a_checkpoint_keeps_is_missed_when_it_is_not_there(
     content = torch.load(last, weights_only=True)
     bookmark = content["train_state"]
     if fault in ("python", "numpy", "torch"):
-        later = torch.load(frozen.reference / "checkpoints" / "last.ckpt", weights_only=True)["train_state"]
+        later = torch.load(frozen.reference / "checkpoints" / "last.ckpt", weights_only=True)[
+            "train_state"
+        ]
         bookmark["ranks"][0]["random"][fault] = later["ranks"][0]["random"][fault]
     if fault == "place":
         bookmark["batch"] += 1

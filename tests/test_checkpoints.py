@@ -40,7 +40,11 @@ def test_a_model_is_loaded_in_a_fresh_interpreter_from_elsewhere(
         "print(type(m).__name__, m.training, total)"
     )
     printed = subprocess.run(
-        [sys.executable, "-c", script, command.project, moved], cwd=tmp_path, capture_output=True, text=True, check=True
+        [sys.executable, "-c", script, command.project, moved],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
     ).stdout.split()
     best = next(file for file in (moved / "checkpoints").iterdir() if file.name != "last.ckpt")
     expected = sum(value.double().sum().item() for value in weights(best).values())
@@ -54,13 +58,22 @@ def test_a_run_that_begins_with_anothers_weights_is_new_and_says_what_did_not_fi
     same = command(f"fit --init_from {trained.name} --trainer.max_steps 0 --trainer.logger false")
     assert (same.code, same.err) == (0, ""), same.err
     assert "parameters " not in same.out
-    frozen = command(f"fit --init_from {trained.name}:last --model.lr 0{BRIEF} --model.optimizer SGD")
+    frozen = command(
+        f"fit --init_from {trained.name}:last --model.lr 0{BRIEF} --model.optimizer SGD"
+    )
     assert frozen.run is not None
-    new, old = weights(frozen.run / "checkpoints" / "last.ckpt"), weights(trained / "checkpoints" / "last.ckpt")
+    new, old = (
+        weights(frozen.run / "checkpoints" / "last.ckpt"),
+        weights(trained / "checkpoints" / "last.ckpt"),
+    )
     assert all(torch.equal(new[name], old[name]) for name in old)
-    assert torch.load(frozen.run / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 3
+    assert (
+        torch.load(frozen.run / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 3
+    )
     wider = command(f"fit --init_from {trained.name} --model.width 48{BRIEF}")
-    assert re.search(r"parameters network.0.weight: \(48, 1, 3, 3\) here, \(32, 1, 3, 3\)", wider.out)
+    assert re.search(
+        r"parameters network.0.weight: \(48, 1, 3, 3\) here, \(32, 1, 3, 3\)", wider.out
+    )
 
 
 def test_weights_of_another_kind_of_model_are_refused(trained: Path, command: Commands) -> None:
@@ -70,14 +83,19 @@ def test_weights_of_another_kind_of_model_are_refused(trained: Path, command: Co
         f"fit --init_from {trained.name} --model {boring}Model --data {boring}DataModule {watched}{BRIEF}"
     )
     assert outcome.code == 2
-    assert re.match(r"error: --init_from: none of the \d+ tensors in \S+ fits BoringModel\n$", outcome.err)
+    assert re.match(
+        r"error: --init_from: none of the \d+ tensors in \S+ fits BoringModel\n$", outcome.err
+    )
 
 
 @pytest.mark.parametrize("words", ["test --init_from {}", "fit --ckpt_path {} --init_from {}"])
 def test_init_from_is_for_fit_alone(words: str, trained: Path, command: Commands) -> None:
     outcome = command(words.replace("{}", trained.name))
     assert outcome.code == 2
-    assert re.fullmatch(r"error: --init_from: (is for fit; test takes|cannot be given together with) --ckpt_path\n", outcome.err)
+    assert re.fullmatch(
+        r"error: --init_from: (is for fit; test takes|cannot be given together with) --ckpt_path\n",
+        outcome.err,
+    )
 
 
 def test_what_the_model_no_longer_takes_is_left_out_with_a_warning(
@@ -89,7 +107,9 @@ def test_what_the_model_no_longer_takes_is_left_out_with_a_warning(
     torch.save(content, old)
     outcome = command(f"test --config @digits --ckpt_path {old} --trainer.logger false")
     assert outcome.code == 0
-    assert re.fullmatch(r"warning: the model no longer takes vocabulary, which \S*old.ckpt has\n", outcome.err)
+    assert re.fullmatch(
+        r"warning: the model no longer takes vocabulary, which \S*old.ckpt has\n", outcome.err
+    )
     assert not importlib.import_module("odd_duck.engine").load(str(old)).training
 
 
@@ -103,11 +123,14 @@ def test_a_broken_checkpoint_is_named_and_the_newest_whole_one_too(
     outcome = command(f"test --config @digits --ckpt_path {folder.parent}:last")
     assert outcome.code == 2
     assert re.fullmatch(
-        r"error: \S+last.ckpt: not a checkpoint .*; \S+epoch-000-step-000003.ckpt can be\n", outcome.err
+        r"error: \S+last.ckpt: not a checkpoint .*; \S+epoch-000-step-000003.ckpt can be\n",
+        outcome.err,
     )
 
 
-def test_a_checkpoint_of_a_class_that_is_gone_is_one_line(trained: Path, command: Commands, tmp_path: Path) -> None:
+def test_a_checkpoint_of_a_class_that_is_gone_is_one_line(
+    trained: Path, command: Commands, tmp_path: Path
+) -> None:
     gone = tmp_path / "gone.ckpt"
     content = torch.load(trained / "checkpoints" / "last.ckpt", weights_only=True)
     content["hyper_parameters"]["_class_path"] = "odd_duck.model.Gone"
@@ -132,7 +155,9 @@ def rows(run: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_a_resumed_run_goes_on_in_its_folder_from_its_step_with_its_best(half: Path, command: Commands) -> None:
+def test_a_resumed_run_goes_on_in_its_folder_from_its_step_with_its_best(
+    half: Path, command: Commands
+) -> None:
     before = rows(half)
     outcome = command(f"fit --resume {half.name} --trainer.max_epochs 4")
     assert (outcome.code, outcome.err, outcome.run) == (0, "", None), outcome.err
@@ -146,7 +171,9 @@ def test_a_resumed_run_goes_on_in_its_folder_from_its_step_with_its_best(half: P
     assert f"best     val/acc {best:.4g}" in outcome.out
 
 
-def test_a_moved_run_resumes_and_keeps_what_was_best(half: Path, command: Commands, tmp_path: Path) -> None:
+def test_a_moved_run_resumes_and_keeps_what_was_best(
+    half: Path, command: Commands, tmp_path: Path
+) -> None:
     moved = tmp_path / "else-where"
     shutil.move(half, moved)
     for file in moved.glob("checkpoints/epoch*"):
@@ -155,7 +182,9 @@ def test_a_moved_run_resumes_and_keeps_what_was_best(half: Path, command: Comman
     assert (outcome.code, outcome.err) == (0, ""), outcome.err
     assert re.search(r"from     \S+last.ckpt\n", outcome.out)
     state = torch.load(moved / "checkpoints" / "last.ckpt", weights_only=True)
-    (kept,) = [value for key, value in state["callbacks"].items() if key.startswith("ModelCheckpoint")]
+    (kept,) = [
+        value for key, value in state["callbacks"].items() if key.startswith("ModelCheckpoint")
+    ]
     assert Path(kept["best_model_path"]).parent == moved / "checkpoints"
     assert Path(kept["best_model_path"]).exists()
     assert str(half) not in str(kept)
@@ -166,14 +195,19 @@ COSINE = "--model.lr_scheduler CosineAnnealingLR --model.lr_scheduler.T_max 4"
 CYCLE = "--model.lr_scheduler OneCycleLR --model.lr_scheduler.total_steps 12 --model.lr_scheduler.max_lr"
 SCHEDULES = {
     "none": ("--model.lr 0.002", "--model.lr 0.0005"),
-    "other options": ("--model.optimizer AdamW", "--model.optimizer AdamW --model.optimizer.weight_decay 0.5"),
+    "other options": (
+        "--model.optimizer AdamW",
+        "--model.optimizer AdamW --model.optimizer.weight_decay 0.5",
+    ),
     "StepLR": (f"{STEP} --model.lr 0.002", f"{STEP} --model.lr 0.0005"),
     "StepLR, of another step": (STEP, STEP.replace("size 1", "size 2")),
     "cosine": (f"{COSINE} --model.lr 0.002", f"{COSINE} --model.lr 0.0005"),
     "OneCycle": (f"{CYCLE} 0.002", f"{CYCLE} 0.0005"),
 }
 SHORT = " --trainer.logger false --trainer.log_every_n_steps 1 --trainer.limit_train_batches 3"
-DETAILED = f"{SHORT} --callbacks.lr_monitor.log_weight_decay true --callbacks.lr_monitor.log_momentum true"
+DETAILED = (
+    f"{SHORT} --callbacks.lr_monitor.log_weight_decay true --callbacks.lr_monitor.log_momentum true"
+)
 
 
 def test_a_moved_run_is_evaluated_from_anywhere_by_every_verb(
@@ -182,14 +216,20 @@ def test_a_moved_run_is_evaluated_from_anywhere_by_every_verb(
     shutil.copytree(trained, tmp_path / "else-where")
     monkeypatch.chdir(tmp_path)
     (best,) = (tmp_path / "else-where").glob("checkpoints/epoch*")
-    for reference, file in {"else-where": best.name, "else-where:last": "last.ckpt", str(best): best.name}.items():
+    for reference, file in {
+        "else-where": best.name,
+        "else-where:last": "last.ckpt",
+        str(best): best.name,
+    }.items():
         for verb in ("validate", "test", "predict"):
             outcome = command(f"{verb} --ckpt_path {reference}")
             assert (outcome.code, outcome.err) == (0, ""), outcome.err
             assert f"from     else-where/checkpoints/{file}\n" in outcome.out
 
 
-@pytest.mark.parametrize(("schedule", "way"), [*((name, "--resume") for name in SCHEDULES), ("cosine", "--ckpt_path")])
+@pytest.mark.parametrize(
+    ("schedule", "way"), [*((name, "--resume") for name in SCHEDULES), ("cosine", "--ckpt_path")]
+)
 def test_new_options_of_the_optimizer_act_as_in_a_fresh_run_and_its_moments_stay(
     schedule: str, way: str, command: Commands, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -198,7 +238,9 @@ def test_new_options_of_the_optimizer_act_as_in_a_fresh_run_and_its_moments_stay
     fresh = command(f"fit --config @digits --trainer.max_epochs 3{DETAILED} {after}").run
     assert old is not None
     assert fresh is not None
-    moments = torch.load(old / "checkpoints" / "last.ckpt", weights_only=True)["optimizer_states"][0]["state"]
+    moments = torch.load(old / "checkpoints" / "last.ckpt", weights_only=True)["optimizer_states"][
+        0
+    ]["state"]
     (tmp_path / "moments.py").write_text(
         "import torch\nfrom lightning.pytorch import Callback\n\n\nclass Moments(Callback):\n"
         "    def on_train_start(self, trainer, pl_module):\n"
@@ -210,12 +252,20 @@ def test_new_options_of_the_optimizer_act_as_in_a_fresh_run_and_its_moments_stay
     sys.modules.pop("moments")
     assert (outcome.code, outcome.err) == (0, ""), outcome.err
     seen = torch.load(tmp_path / "seen.pt", weights_only=True)
-    assert all(torch.equal(seen[n][name], moments[n][name]) for n in moments for name in ("exp_avg", "exp_avg_sq"))
+    assert all(
+        torch.equal(seen[n][name], moments[n][name])
+        for n in moments
+        for name in ("exp_avg", "exp_avg_sq")
+    )
     options = [name for name in rows(fresh)[0] if name.startswith("lr-")]
     assert len(options) == 3
 
     def later(run: Path) -> list[list[str]]:
-        return [[row[name] for name in options] for row in rows(run) if row[options[0]] and int(row["step"]) > 5]
+        return [
+            [row[name] for name in options]
+            for row in rows(run)
+            if row[options[0]] and int(row["step"]) > 5
+        ]
 
     assert later(outcome.run or old) == later(fresh) != []
 
@@ -225,17 +275,31 @@ def test_new_options_of_the_optimizer_act_as_in_a_fresh_run_and_its_moments_stay
     [
         ("", "--model.optimizer SGD", "expected AdamW, as it was saved, got SGD"),
         ("", COSINE, "expected AdamW, as it was saved, got AdamW and CosineAnnealingLR each epoch"),
-        (STEP, f"{CYCLE} 0.1", "expected AdamW and StepLR each epoch, .*, got AdamW and OneCycleLR each step"),
-        (f"{CYCLE} 0.1", f"{CYCLE} 0.1 --model.lr_scheduler.total_steps 5", "OneCycleLR: Tried to step .* times.*"),
+        (
+            STEP,
+            f"{CYCLE} 0.1",
+            "expected AdamW and StepLR each epoch, .*, got AdamW and OneCycleLR each step",
+        ),
+        (
+            f"{CYCLE} 0.1",
+            f"{CYCLE} 0.1 --model.lr_scheduler.total_steps 5",
+            "OneCycleLR: Tried to step .* times.*",
+        ),
         (
             "--model.lr_scheduler lightning.pytorch.cli.ReduceLROnPlateau --model.lr_scheduler.monitor val/loss",
             "--model.lr 0.5",
             "ReduceLROnPlateau: cannot resume with a new learning rate; see --init_from",
         ),
-        ("", "--model.width 16", r"the checkpoint does not fit Classifier: size mismatch for \S+: .* \(and \d+ more\)"),
+        (
+            "",
+            "--model.width 16",
+            r"the checkpoint does not fit Classifier: size mismatch for \S+: .* \(and \d+ more\)",
+        ),
     ],
 )
-def test_what_a_run_cannot_go_on_with_is_one_line(before: str, after: str, said: str, command: Commands) -> None:
+def test_what_a_run_cannot_go_on_with_is_one_line(
+    before: str, after: str, said: str, command: Commands
+) -> None:
     run = command(f"fit --config @digits --trainer.max_epochs 2{SHORT} {before}").run
     assert run is not None
     files = [run / name for name in ("checkpoints/last.ckpt", "config.yaml", "metrics.csv")]
@@ -284,11 +348,15 @@ def test_a_broken_last_checkpoint_is_passed_over(half: Path, command: Commands) 
     last.write_bytes(last.read_bytes()[:1000])
     outcome = command(f"fit --resume {half.name} --trainer.max_epochs 3")
     assert outcome.code == 0
-    assert re.fullmatch(r"warning: \S+last.ckpt is broken, \S+epoch-\S+ is the newest complete one\n", outcome.err)
+    assert re.fullmatch(
+        r"warning: \S+last.ckpt is broken, \S+epoch-\S+ is the newest complete one\n", outcome.err
+    )
 
 
 def test_wandb_knows_a_resumed_run_by_its_id(command: Commands) -> None:
-    run = command("fit --config @digits --config @debug --trainer.logger odd_duck.engine.wandb_logger.RunWandbLogger").run  # over false
+    run = command(
+        "fit --config @digits --config @debug --trainer.logger odd_duck.engine.wandb_logger.RunWandbLogger"
+    ).run  # over false
     assert run is not None
     assert command(f"fit --resume {run.name} --trainer.max_epochs 3").code == 0
     logs = sorted(run.glob("wandb/*run-*/*.wandb"))
@@ -300,7 +368,15 @@ def test_a_run_that_lives_is_left_alone_and_one_that_was_killed_goes_on(
 ) -> None:
     line = "fit --config configs/digits.yaml --trainer.max_epochs 999 --trainer.logger false"
     with subprocess.Popen(
-        [sys.executable, "main.py", *line.split(), "--callbacks.early_stopping", "null", "--runs_root", tmp_path],
+        [
+            sys.executable,
+            "main.py",
+            *line.split(),
+            "--callbacks.early_stopping",
+            "null",
+            "--runs_root",
+            tmp_path,
+        ],
         cwd=command.project,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -315,10 +391,15 @@ def test_a_run_that_lives_is_left_alone_and_one_that_was_killed_goes_on(
         monkeypatch.delenv("WANDB_RUN_ID")
         assert process.poll() is None
         process.kill()
-    assert (second.code, second.err) == (2, f"error: run {run.name}: another process is at work on it\n")
+    assert (second.code, second.err) == (
+        2,
+        f"error: run {run.name}: another process is at work on it\n",
+    )
     assert (joined.code, joined.err) == (second.code, second.err)
     before = rows(run)
-    outcome = command(f"fit --resume {run} --trainer.limit_train_batches 19 --trainer.max_steps {1 + 19 * 10}")
+    outcome = command(
+        f"fit --resume {run} --trainer.limit_train_batches 19 --trainer.max_steps {1 + 19 * 10}"
+    )
     assert (outcome.code, outcome.error) == (0, None), outcome.err
     assert rows(run)[: len(before)] == before
     assert sorted(file.name for file in (run / "checkpoints").iterdir())[-1] == "last.ckpt"

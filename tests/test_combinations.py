@@ -38,7 +38,11 @@ def parts(**answers: str) -> list[str]:
 
 
 # The options that change which files there are; each combination of theirs stands for all of its files.
-STRUCTURAL = [name for name, values in CHOICES.items() if len({str(parts(**{name: value})) for value in values}) > 1]
+STRUCTURAL = [
+    name
+    for name, values in CHOICES.items()
+    if len({str(parts(**{name: value})) for value in values}) > 1
+]
 
 
 def test_every_two_answers_meet_in_the_few_that_stand_for_all() -> None:
@@ -47,7 +51,9 @@ def test_every_two_answers_meet_in_the_few_that_stand_for_all() -> None:
     assert max(map(len, CHOICES.values())) <= len(few) < 20 < len(ALL)
 
 
-@pytest.mark.parametrize("several", [pairwise(ALL), pytest.param(ALL, marks=pytest.mark.slow)], ids=["few", "all"])
+@pytest.mark.parametrize(
+    "several", [pairwise(ALL), pytest.param(ALL, marks=pytest.mark.slow)], ids=["few", "all"]
+)
 def test_a_combination_is_a_sound_project_that_ruff_leaves_as_it_is(
     several: list[Answers], bake: Bake, run: Run, tmp_path: Path
 ) -> None:
@@ -69,10 +75,14 @@ def test_a_combination_is_a_sound_project_that_ruff_leaves_as_it_is(
     pairwise([{name: answers[name] for name in STRUCTURAL} for answers in ALL]),
     ids=lambda answers: "-".join(answers.values()),
 )
-def test_a_combination_passes_its_own_tests(answers: Answers, bake: Bake, run: Run, tmp_path: Path) -> None:
+def test_a_combination_passes_its_own_tests(
+    answers: Answers, bake: Bake, run: Run, tmp_path: Path
+) -> None:
     assert " passed" in run(*OWN_TESTS, cwd=bake(tmp_path, **answers))
 
 
 @pytest.mark.slow
-def test_a_project_for_which_no_hook_ran_passes_its_own_tests(bake: Bake, run: Run, tmp_path: Path) -> None:
+def test_a_project_for_which_no_hook_ran_passes_its_own_tests(
+    bake: Bake, run: Run, tmp_path: Path
+) -> None:
     assert " passed" in run(*OWN_TESTS, cwd=bake(tmp_path, accept_hooks=False))

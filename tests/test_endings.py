@@ -30,7 +30,14 @@ BRIEF = (
     "fit --config @digits --trainer.max_epochs 3 --trainer.log_every_n_steps 1 --trainer.limit_train_batches 6"
     " --callbacks.early_stopping null"
 )
-SLURM = {"JOB_ID": "77", "JOB_NAME": "train", "NTASKS": "1", "PROCID": "0", "LOCALID": "0", "NODEID": "0"}
+SLURM = {
+    "JOB_ID": "77",
+    "JOB_NAME": "train",
+    "NTASKS": "1",
+    "PROCID": "0",
+    "LOCALID": "0",
+    "NODEID": "0",
+}
 SCONTROL = """#!/bin/sh
 echo "$@" > "$HOME/asked"
 ls "$RUNS_ROOT"/*/checkpoints >> "$HOME/asked"
@@ -113,7 +120,9 @@ def ended(bake: Bake, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict
         run = home / "runs" / env["WANDB_RUN_ID"]
         acted = [float(file.read_text()) for file in run.glob("acted-*")]
         left = alive(f"HOME={env['HOME']}\0")
-        return Ended(process.returncode, screen, now - acted[0], run, server.runs.get(run.name), left, home)
+        return Ended(
+            process.returncode, screen, now - acted[0], run, server.runs.get(run.name), left, home
+        )
 
     with WandbServer() as server, ThreadPoolExecutor(2) as pool:
         yield dict(zip(CASES, pool.map(end, CASES), strict=True))
@@ -141,7 +150,9 @@ def test_the_exit_code_the_checkpoint_and_wandb_say_how_a_process_ended(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
-def test_an_ended_process_leaves_nothing_running_and_nothing_half_written(ended: dict[str, Ended], case: str) -> None:
+def test_an_ended_process_leaves_nothing_running_and_nothing_half_written(
+    ended: dict[str, Ended], case: str
+) -> None:
     end = ended[case]
     assert end.left == []
     assert end.seconds < 20
@@ -150,12 +161,20 @@ def test_an_ended_process_leaves_nothing_running_and_nothing_half_written(ended:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", ["ctrl_c", "sigterm", "requeue"])
-def test_a_stopped_run_says_how_to_go_on_and_uploads_its_last_checkpoint(ended: dict[str, Ended], case: str) -> None:
+def test_a_stopped_run_says_how_to_go_on_and_uploads_its_last_checkpoint(
+    ended: dict[str, Ended], case: str
+) -> None:
     end = ended[case]
-    assert re.search(rf"^stopped  by SIG\w+; to resume: python main.py fit --resume \S*{end.run.name}$", end.screen, re.MULTILINE)
+    assert re.search(
+        rf"^stopped  by SIG\w+; to resume: python main.py fit --resume \S*{end.run.name}$",
+        end.screen,
+        re.MULTILINE,
+    )
     assert end.sent
     assert end.screen.count("stopping ") == 1  # not once more from the processes that load data
-    assert [artifact.metadata["step"] for artifact in end.sent.logged] == ([3, 5] if case == "ctrl_c" else [19, 26])
+    assert [artifact.metadata["step"] for artifact in end.sent.logged] == (
+        [3, 5] if case == "ctrl_c" else [19, 26]
+    )
     assert not [*end.run.glob("uploads/*")]
 
 
@@ -187,10 +206,14 @@ def test_a_requeued_job_goes_on_from_last_ckpt_whatever_else_lies_there(
 
 
 @pytest.mark.slow
-def test_a_file_that_cannot_be_written_is_one_line_and_what_was_there_is_whole(ended: dict[str, Ended]) -> None:
+def test_a_file_that_cannot_be_written_is_one_line_and_what_was_there_is_whole(
+    ended: dict[str, Ended],
+) -> None:
     full, table = ended["full"], ended["table"]
     assert full.screen.splitlines()[-1].startswith("error: ")
-    assert full.screen.splitlines()[-1].endswith(".ckpt cannot be written, and is as it was: File too large")
+    assert full.screen.splitlines()[-1].endswith(
+        ".ckpt cannot be written, and is as it was: File too large"
+    )
     assert table.code == 1
     assert table.screen.splitlines()[-1].endswith("metrics.csv cannot be written: File too large")
     with (table.run / "metrics.csv").open() as file:
@@ -209,7 +232,9 @@ class Torn(LightningDataModule):
         self.num_workers = num_workers
 
     def train_dataloader(self) -> DataLoader[tuple[torch.Tensor, ...]]:
-        return DataLoader(Images(), batch_size=8, num_workers=self.num_workers, persistent_workers=True)
+        return DataLoader(
+            Images(), batch_size=8, num_workers=self.num_workers, persistent_workers=True
+        )
 
     def val_dataloader(self) -> DataLoader[tuple[torch.Tensor, ...]]:
         return DataLoader(Images(8), batch_size=8)
@@ -252,20 +277,33 @@ def steps(run: Path) -> list[int]:
     [
         pytest.param("step 8", "", 9, id="in an epoch"),
         pytest.param("step 5", "", 6, id="in the last batch of an epoch"),
-        pytest.param("step 6 --trainer.callbacks.hook on_validation_batch_start", "", 6, id="in a validation"),
-        pytest.param("step 1", "--trainer.accumulate_grad_batches 3", 2, id="within accumulated gradients"),
+        pytest.param(
+            "step 6 --trainer.callbacks.hook on_validation_batch_start", "", 6, id="in a validation"
+        ),
+        pytest.param(
+            "step 1", "--trainer.accumulate_grad_batches 3", 2, id="within accumulated gradients"
+        ),
         pytest.param("step 1", "--data.batch_size 1257", 2, id="in an epoch of one batch"),
-        pytest.param("step 7", "--trainer.val_check_interval 2", 9, id="in a batch before a validation"),
+        pytest.param(
+            "step 7", "--trainer.val_check_interval 2", 9, id="in a batch before a validation"
+        ),
     ],
 )
-def test_a_stopped_run_goes_on_as_if_nothing_had_been(command: Commands, when: str, options: str, stopped: int) -> None:
-    whole, first = command(f"{BRIEF} {options}"), command(f"{BRIEF} {options}{ACT}SIGTERM --trainer.callbacks.{when}")
+def test_a_stopped_run_goes_on_as_if_nothing_had_been(
+    command: Commands, when: str, options: str, stopped: int
+) -> None:
+    whole, first = (
+        command(f"{BRIEF} {options}"),
+        command(f"{BRIEF} {options}{ACT}SIGTERM --trainer.callbacks.{when}"),
+    )
     assert (first.code, ended_with(first), last_step(first.run)) == (143, 143, stopped), first.err
     assert whole.run
     assert first.run
     again = command(f"fit --resume {first.run} --trainer.callbacks null")
     assert again.code == 0, again.err
-    weights = [read(run / "checkpoints" / "last.ckpt")["state_dict"] for run in (whole.run, first.run)]
+    weights = [
+        read(run / "checkpoints" / "last.ckpt")["state_dict"] for run in (whole.run, first.run)
+    ]
     assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
     assert (first.run / "metrics.csv").read_text() == (whole.run / "metrics.csv").read_text()
 
@@ -289,13 +327,17 @@ def test_a_signal_in_the_last_batch_of_all_is_too_late_to_be_a_failure(command: 
 
 def test_an_exception_after_a_signal_is_not_lost(command: Commands) -> None:
     error = "--trainer.callbacks+=acts.Act --trainer.callbacks.what error --trainer.callbacks.hook on_validation_start"
-    outcome = command(f"{BRIEF}{ACT}SIGTERM --trainer.callbacks.step 5 {error} --trainer.callbacks.step 6")
+    outcome = command(
+        f"{BRIEF}{ACT}SIGTERM --trainer.callbacks.step 5 {error} --trainer.callbacks.step 6"
+    )
     assert str(outcome.error) == "the original error"
     assert ended_with(outcome) == 1
 
 
 @pytest.mark.slow
-def test_a_batch_that_does_not_end_is_not_waited_for_until_the_sender_kills(command: Commands) -> None:
+def test_a_batch_that_does_not_end_is_not_waited_for_until_the_sender_kills(
+    command: Commands,
+) -> None:
     began = time.monotonic()
     outcome = command(f"{BRIEF}{ACT}sigterm_and_hang --trainer.callbacks.step 8")
     assert (outcome.code, ended_with(outcome), last_step(outcome.run)) == (143, 143, 6), outcome.err
@@ -336,8 +378,12 @@ HOOKS = {  # in which an exception may be raised, and the step of the checkpoint
 
 
 @pytest.mark.parametrize("hook", HOOKS)
-def test_an_exception_in_any_hook_ends_the_run_with_it_and_with_a_checkpoint(command: Commands, hook: str) -> None:
-    outcome = command(f"{BRIEF}{ACT}error --trainer.callbacks.step {HOOKS[hook]} --trainer.callbacks.hook {hook}")
+def test_an_exception_in_any_hook_ends_the_run_with_it_and_with_a_checkpoint(
+    command: Commands, hook: str
+) -> None:
+    outcome = command(
+        f"{BRIEF}{ACT}error --trainer.callbacks.step {HOOKS[hook]} --trainer.callbacks.hook {hook}"
+    )
     assert str(outcome.error) == "the original error"
     assert (ended_with(outcome), last_step(outcome.run)) == (1, HOOKS[hook])
     assert not outcome.err
@@ -384,11 +430,18 @@ def test_a_time_limit_ends_as_success_with_all_steps_saved(command: Commands) ->
 def test_a_loss_that_is_no_number_ends_the_run_before_it_is_saved(command: Commands) -> None:
     outcome = command(f"{BRIEF}{ACT}diverge --trainer.callbacks.step 8")
     assert (outcome.code, ended_with(outcome), last_step(outcome.run)) == (1, 1, 6)
-    assert outcome.err.splitlines() == ["error: train/loss is nan at step 9, which is not saved; --callbacks.divergence null switches this check off"]
+    assert outcome.err.splitlines() == [
+        "error: train/loss is nan at step 9, which is not saved; --callbacks.divergence null switches this check off"
+    ]
     unseen = "--trainer.log_every_n_steps 100 --trainer.limit_val_batches 0 --callbacks.checkpoint.monitor null"
-    seldom = command(f"{BRIEF}{ACT}diverge --trainer.callbacks.step 8 {unseen} --callbacks.summaries null")
+    seldom = command(
+        f"{BRIEF}{ACT}diverge --trainer.callbacks.step 8 {unseen} --callbacks.summaries null"
+    )
     assert (seldom.code, last_step(seldom.run)) == (1, 6)
-    assert re.match(r"error: \S+ has NaN values at step 12, which is not saved; --callbacks.divergence null [^\n]+\n", seldom.err)
+    assert re.match(
+        r"error: \S+ has NaN values at step 12, which is not saved; --callbacks.divergence null [^\n]+\n",
+        seldom.err,
+    )
     known = command(f"{BRIEF}{ACT}diverge --trainer.callbacks.step 8 --callbacks.divergence null")
     assert (known.code, last_step(known.run)) == (0, 18)
 
@@ -405,6 +458,8 @@ def test_a_configuration_that_cannot_be_written_is_one_line(command: Commands) -
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert outcome.code == 1
-    assert re.fullmatch(r"error: \S+config.yaml cannot be written, and is as it was: File too large\n", outcome.err)
+    assert re.fullmatch(
+        r"error: \S+config.yaml cannot be written, and is as it was: File too large\n", outcome.err
+    )
     assert config.read_text() == before
     assert not [*trained.run.glob("*.part")]

@@ -32,7 +32,9 @@ def imported(file: Path) -> Iterator[str]:
 def named(project: Path) -> tuple[list[Requirement], list[Requirement]]:
     """What pyproject.toml asks for: to train, and besides to work on the project."""
     asked = tomllib.loads((project / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    return [*map(Requirement, asked["dependencies"])], [*map(Requirement, asked["optional-dependencies"]["dev"])]
+    return [*map(Requirement, asked["dependencies"])], [
+        *map(Requirement, asked["optional-dependencies"]["dev"])
+    ]
 
 
 def test_nothing_is_imported_that_pyproject_does_not_name(bake: Bake) -> None:
@@ -42,24 +44,43 @@ def test_nothing_is_imported_that_pyproject_does_not_name(bake: Bake) -> None:
     distributions = packages_distributions()
     used: set[str] = set()
     for file in project.rglob("*.py"):
-        needed = {canonicalize_name(distributions[module][0]) for module in imported(file) if module not in own}
+        needed = {
+            canonicalize_name(distributions[module][0])
+            for module in imported(file)
+            if module not in own
+        }
         assert needed <= train | (work if file.parent.name == "tests" else set()), file
         used |= needed
     assert train <= used, "named, and not needed"
 
 
 def instructions(project: Path) -> list[tuple[str, str]]:
-    lines = [line for line in (project / "Dockerfile").read_text().splitlines() if not line.startswith("#")]
+    lines = [
+        line
+        for line in (project / "Dockerfile").read_text().splitlines()
+        if not line.startswith("#")
+    ]
     return [(word, rest) for word, _, rest in (line.partition(" ") for line in lines)]
 
 
 @pytest.mark.parametrize("version", ["3.11", "3.13"])
-def test_the_image_and_the_container_have_the_chosen_python_and_no_secret(version: str, bake: Bake, run: Run) -> None:
+def test_the_image_and_the_container_have_the_chosen_python_and_no_secret(
+    version: str, bake: Bake, run: Run
+) -> None:
     project = bake(docker="yes", python_version=version)
     words = instructions(project)
     assert words[0] == ("FROM", f"python:{version}-slim")
     assert ("USER", "trainer") in words
-    assert {word for word, _ in words} == {"FROM", "RUN", "WORKDIR", "ARG", "COPY", "USER", "ENV", "ENTRYPOINT"}
+    assert {word for word, _ in words} == {
+        "FROM",
+        "RUN",
+        "WORKDIR",
+        "ARG",
+        "COPY",
+        "USER",
+        "ENV",
+        "ENTRYPOINT",
+    }
     assert {".env", ".git", ".venv", "runs"} <= {*(project / ".dockerignore").read_text().split()}
     container = json.loads((project / ".devcontainer/devcontainer.json").read_text())
     assert container["image"].endswith(f"/python:{version}")
@@ -86,7 +107,10 @@ def test_its_tests_pass_with_the_lowest_versions_in_an_environment_made_as_the_i
     constraints = tmp_path / "constraints.txt"
     constraints.write_text("".join(f"{name}=={version}\n" for name, version in lowest.items()))
     run(sys.executable, "-m", "venv", tmp_path / "venv", cwd=tmp_path)
-    environment = {"PATH": f"{tmp_path / 'venv/bin'}:/usr/bin:/bin", "PIP_CONSTRAINT": str(constraints)}
+    environment = {
+        "PATH": f"{tmp_path / 'venv/bin'}:/usr/bin:/bin",
+        "PIP_CONSTRAINT": str(constraints),
+    }
     image.mkdir()
     done = ""
     for word, rest in instructions(project):
@@ -94,7 +118,9 @@ def test_its_tests_pass_with_the_lowest_versions_in_an_environment_made_as_the_i
             source, target = rest.split()
             run("cp", "-r", f"{project}/{source}", image / target, cwd=tmp_path)
         elif word == "RUN" and "pip " in rest:
-            done = run("bash", "-c", re.sub(r'--index-url "\S+"', "", rest), cwd=image, **environment)
+            done = run(
+                "bash", "-c", re.sub(r'--index-url "\S+"', "", rest), cwd=image, **environment
+            )
         elif word == "ENTRYPOINT":
             fit = ["fit", "--config", "configs/digits.yaml", "--config", "configs/debug.yaml"]
             assert "saved " in run(*json.loads(rest), *fit, cwd=image, **environment)
@@ -102,7 +128,10 @@ def test_its_tests_pass_with_the_lowest_versions_in_an_environment_made_as_the_i
     run("pip", "install", "--editable", ".[dev]", cwd=image, **environment)
     found = json.loads(run("pip", "list", "--format=json", cwd=image, **environment))
     installed = {canonicalize_name(one["name"]): Version(one["version"]).public for one in found}
-    assert all(Version(installed[canonicalize_name(name)]) == Version(version) for name, version in lowest.items()), (
-        installed
+    assert all(
+        Version(installed[canonicalize_name(name)]) == Version(version)
+        for name, version in lowest.items()
+    ), installed
+    assert " passed" in run(
+        "python", "-m", "pytest", "-q", "-x", "-n", "0", cwd=image, **environment
     )
-    assert " passed" in run("python", "-m", "pytest", "-q", "-x", "-n", "0", cwd=image, **environment)

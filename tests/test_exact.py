@@ -66,7 +66,10 @@ FIT = (
 
 def values(run: Path, table: str = "metrics.csv") -> list[dict[str, float]]:
     with (run / table).open() as stream:
-        return [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(stream)]
+        return [
+            {name: float(value) for name, value in row.items() if value}
+            for row in csv.DictReader(stream)
+        ]
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +99,8 @@ def runs(bake: Bake, tmp_path_factory: pytest.TempPathFactory) -> Path:
         assert not process.returncode, screen
 
     trained = [
-        f"{{}}ranks-{size} " + FIT.format(model="Normed", size=size, parts=2 if size == 3 else 1, batch=4)
+        f"{{}}ranks-{size} "
+        + FIT.format(model="Normed", size=size, parts=2 if size == 3 else 1, batch=4)
         for size in SIZES
     ]
     for ranks in (2, 3):
@@ -105,7 +109,9 @@ def runs(bake: Bake, tmp_path_factory: pytest.TempPathFactory) -> Path:
             for size in SIZES
             for verb in VERBS
         ]
-        shared = f"{ranks}ranks-shared " + FIT.format(model="Plain", size=37, parts=1, batch=12 // ranks)
+        shared = f"{ranks}ranks-shared " + FIT.format(
+            model="Plain", size=37, parts=1, batch=12 // ranks
+        )
         shared += "--model.dropout 0 --model.optimizer SGD"
         carry_out(ranks, [line.format(ranks) for line in trained] + [*again, shared])
     alone = [
@@ -130,7 +136,10 @@ def assert_close(one: dict[str, float], other: dict[str, float], within: float =
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("ranks", [2, 3])
 def test_evaluating_gives_what_one_rank_gives(runs: Path, ranks: int, size: int, verb: str) -> None:
-    (alone,), (together,) = values(runs / f"alone-{ranks}-{size}-{verb}"), values(runs / f"{ranks}ranks-{size}-{verb}")
+    (alone,), (together,) = (
+        values(runs / f"alone-{ranks}-{size}-{verb}"),
+        values(runs / f"{ranks}ranks-{size}-{verb}"),
+    )
     assert_close(alone, together)
 
 
@@ -150,7 +159,11 @@ def test_predicting_gives_each_sample_once_and_in_order(runs: Path, ranks: int, 
 @pytest.mark.parametrize("ranks", [2, 3])
 def test_validating_within_fit_gives_what_one_rank_gives(runs: Path, ranks: int, size: int) -> None:
     (alone,) = values(runs / f"alone-{ranks}-{size}-validate")
-    rows = [row for row in values(runs / f"{ranks}ranks-{size}") if any(name.startswith("val/") for name in row)]
+    rows = [
+        row
+        for row in values(runs / f"{ranks}ranks-{size}")
+        if any(name.startswith("val/") for name in row)
+    ]
     assert len(rows) == 2
     names = {name for name in alone if name.startswith("val/")}
     assert names == {"val/acc", "val/loss", "val/brightness"} or size == 3

@@ -407,9 +407,7 @@ def test_jsonnet_is_evaluated(cli: Extended, tmp_path: Path) -> None:
 
 def test_omegaconf_resolves_its_own_references_beside_ours(cli: Extended, tmp_path: Path) -> None:
     file = tmp_path / "x.yaml"
-    file.write_text(
-        "fold: 2\nmodel:\n  class_path: team.Wide\n  init_args:\n    width: ${fold}\n"
-    )
+    file.write_text("fold: 2\nmodel:\n  class_path: team.Wide\n  init_args:\n    width: ${fold}\n")
     line = f"fit --config {file} --data team.Data {OFF} --trainer.check_val_every_n_epoch 1"
     options = {"parser_kwargs": {"parser_mode": "omegaconf"}}
     outcome, made = cli(f"fit --config {file} --data team.Data {OFF}", **options)

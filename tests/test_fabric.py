@@ -17,8 +17,12 @@ from bakery import environment
 from conftest import Bake, command_lines
 from wandb_server import WandbServer
 
-FABRIC = "train_fabric.py --config configs/fabric.yaml --trainer.logger false --trainer.accelerator cpu"
-TRAINER = "main.py fit --config configs/digits.yaml --trainer.logger false --trainer.accelerator cpu"
+FABRIC = (
+    "train_fabric.py --config configs/fabric.yaml --trainer.logger false --trainer.accelerator cpu"
+)
+TRAINER = (
+    "main.py fit --config configs/digits.yaml --trainer.logger false --trainer.accelerator cpu"
+)
 STEPWISE = (
     " --model.optimizer SGD --model.optimizer.momentum 0.9 --model.lr 0.05"
     " --model.lr_scheduler OneCycleLR --model.lr_scheduler.max_lr 0.1 --model.lr_scheduler.total_steps 57"
@@ -33,9 +37,14 @@ class Place:
     """A project with the option, and what is done in it."""
 
     def __init__(self, project: Path, env: dict[str, str]) -> None:
-        self.project, self.env = project, env | {"RUNS_ROOT": str(project / "runs"), "OMP_NUM_THREADS": "1"}
+        self.project, self.env = (
+            project,
+            env | {"RUNS_ROOT": str(project / "runs"), "OMP_NUM_THREADS": "1"},
+        )
 
-    def start(self, run: str, line: str, env: dict[str, str] | None = None) -> "subprocess.Popen[str]":
+    def start(
+        self, run: str, line: str, env: dict[str, str] | None = None
+    ) -> "subprocess.Popen[str]":
         return subprocess.Popen(
             [sys.executable, *line.split()],
             cwd=self.project,
@@ -45,7 +54,9 @@ class Place:
             text=True,
         )
 
-    def __call__(self, run: str, line: str, code: int = 0, env: dict[str, str] | None = None) -> str:
+    def __call__(
+        self, run: str, line: str, code: int = 0, env: dict[str, str] | None = None
+    ) -> str:
         process = self.start(run, line, env)
         try:
             screen = process.communicate(timeout=300)[0]
@@ -59,7 +70,11 @@ class Place:
 
     def values(self, run: str, name: str) -> dict[int, float]:
         with (self.folder(run) / "metrics.csv").open() as stream:
-            return {int(row["step"]): float(row[name]) for row in csv.DictReader(stream) if row.get(name)}
+            return {
+                int(row["step"]): float(row[name])
+                for row in csv.DictReader(stream)
+                if row.get(name)
+            }
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +107,9 @@ def test_the_loop_and_the_trainer_have_the_same_losses(
         ours, theirs = (place.values(f"{kind}-{name}", metric) for kind in ("loop", "trainer"))
         assert len(ours) >= 3
         assert ours == pytest.approx(theirs, abs=1e-5)
-    (rates,) = {tuple(place.values(f"loop-{name}", key).values()) for key in ("lr-AdamW", "lr-SGD")} - {()}
+    (rates,) = {
+        tuple(place.values(f"loop-{name}", key).values()) for key in ("lr-AdamW", "lr-SGD")
+    } - {()}
     assert (len(set(rates)) == 1) == (not options)
 
 
@@ -107,7 +124,9 @@ def test_what_the_loop_leaves_is_what_the_trainer_leaves(place: Place) -> None:
     (place.project / "look.py").write_text(code)
     assert place("look", "look.py") == "False 6\n"
     (refused,) = errors(place("left", "main.py fit --resume left", code=2))
-    assert refused.endswith("expected a checkpoint that a Trainer can resume from, got another; see --init_from")
+    assert refused.endswith(
+        "expected a checkpoint that a Trainer can resume from, got another; see --init_from"
+    )
     place("begun", f"{TRAINER} --init_from left --trainer.max_epochs 1")
     place("again", "train_fabric.py --config runs/left/config.yaml")
     assert place.values("again", "train/loss") == place.values("left", "train/loss")
@@ -116,9 +135,18 @@ def test_what_the_loop_leaves_is_what_the_trainer_leaves(place: Place) -> None:
 @pytest.mark.parametrize(
     ("options", "line"),
     [
-        ("--trainer.max_epoch 3", "--trainer.max_epoch: no such option; did you mean trainer.max_epochs?"),
-        ("--trainer.accumulate_grad_batches 2", "--trainer.accumulate_grad_batches: no such option"),
-        ("--callbacks.checkpoint.monitor val/ac", "no metric named val/ac was logged; there are val/acc, val/loss; did you mean val/acc?"),
+        (
+            "--trainer.max_epoch 3",
+            "--trainer.max_epoch: no such option; did you mean trainer.max_epochs?",
+        ),
+        (
+            "--trainer.accumulate_grad_batches 2",
+            "--trainer.accumulate_grad_batches: no such option",
+        ),
+        (
+            "--callbacks.checkpoint.monitor val/ac",
+            "no metric named val/ac was logged; there are val/acc, val/loss; did you mean val/acc?",
+        ),
         ("--resume nothing", "--resume: expected a run, got nothing"),
     ],
 )
@@ -132,10 +160,18 @@ def test_a_loss_that_is_no_number_ends_the_loop_and_leaves_what_was_good(place: 
     place("good", f"{FABRIC} --trainer.max_epochs 1")
     file = place.folder("good") / "checkpoints" / "last.ckpt"
     before = file.read_bytes()
-    screen = place("good", "train_fabric.py --resume good --trainer.max_epochs 9 --data.batch_size 64", code=0)
-    assert re.search(r"epoch 8 +step 171 +lr-AdamW 0.002  train/loss \S+  val/acc \S+  val/loss \S+\n", screen)
+    screen = place(
+        "good", "train_fabric.py --resume good --trainer.max_epochs 9 --data.batch_size 64", code=0
+    )
+    assert re.search(
+        r"epoch 8 +step 171 +lr-AdamW 0.002  train/loss \S+  val/acc \S+  val/loss \S+\n", screen
+    )
     assert file.read_bytes() != before
-    (error,) = errors(place("lost", f"{FABRIC} --trainer.max_epochs 9 --model.optimizer SGD --model.lr 1e30", code=1))
+    (error,) = errors(
+        place(
+            "lost", f"{FABRIC} --trainer.max_epochs 9 --model.optimizer SGD --model.lr 1e30", code=1
+        )
+    )
     assert error.startswith("error: train/loss is nan at step 5, which is not saved; ")
     assert not [*place.folder("lost").glob("checkpoints/*")]
 
@@ -145,7 +181,9 @@ def test_a_checkpoint_of_the_trainer_is_refused_in_one_line(place: Place) -> Non
     file = place.folder("other") / "checkpoints" / "last.ckpt"
     shutil.copy(file, place.project / "other.ckpt")
     screen = place("taken", f"{FABRIC} --ckpt_path other.ckpt", code=2)
-    assert errors(screen) == ["error: other.ckpt: expected a checkpoint of train_fabric.py, got another"]
+    assert errors(screen) == [
+        "error: other.ckpt: expected a checkpoint of train_fabric.py, got another"
+    ]
 
 
 def wait_for(file: Path, rows: int) -> None:
@@ -159,7 +197,9 @@ def wait_for(file: Path, rows: int) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("ranks", [1, 2])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=["SIGTERM", "SIGKILL"])
-def test_a_run_that_is_ended_goes_on_bit_by_bit(place: Place, ranks: int, number: signal.Signals) -> None:
+def test_a_run_that_is_ended_goes_on_bit_by_bit(
+    place: Place, ranks: int, number: signal.Signals
+) -> None:
     line = f"{FABRIC} --trainer.max_epochs 60 --trainer.devices {ranks}"
     name = f"{number.name}-{ranks}"
     process = place.start(name, line)
@@ -172,7 +212,9 @@ def test_a_run_that_is_ended_goes_on_bit_by_bit(place: Place, ranks: int, number
     assert process.returncode == (143 if number == signal.SIGTERM else -9), screen
     if number == signal.SIGTERM:
         assert "to resume: python main.py fit --resume" in screen
-        at = torch.load(place.folder(name) / "checkpoints" / "last.ckpt", weights_only=True)["loop"]["at"]
+        at = torch.load(place.folder(name) / "checkpoints" / "last.ckpt", weights_only=True)[
+            "loop"
+        ]["at"]
         assert at[2] > at[0] * (19 if ranks == 1 else 9)  # within an epoch
     last = at[0] + 2 if number == signal.SIGTERM else 8
     time.sleep(1)  # until another rank is gone too
@@ -184,7 +226,12 @@ def test_a_run_that_is_ended_goes_on_bit_by_bit(place: Place, ranks: int, number
 
 @pytest.mark.slow
 def test_the_commands_of_the_readme_work(place: Place) -> None:
-    text = (place.project / "README.md").read_text().partition("## A loop of your own")[2].partition("\n## ")[0]
+    text = (
+        (place.project / "README.md")
+        .read_text()
+        .partition("## A loop of your own")[2]
+        .partition("\n## ")[0]
+    )
     lines = command_lines(text)
     assert len(lines) == 4
     for number, line in enumerate(lines):
@@ -200,12 +247,16 @@ def sent(request: pytest.FixtureRequest, place: Place) -> Iterator[tuple[WandbSe
     with WandbServer() as server:
         run = f"sent-{request.param}"
         line = "train_fabric.py --config configs/fabric.yaml --trainer.accelerator cpu --trainer.logger.log_model all "
-        place(run, f"{line}--trainer.max_epochs 2 --trainer.devices {request.param}", env=server.env())
+        place(
+            run, f"{line}--trainer.max_epochs 2 --trainer.devices {request.param}", env=server.env()
+        )
         place(run, f"train_fabric.py --resume {run} --trainer.max_epochs 4", env=server.env())
         yield server, run, place
 
 
-def test_wandb_has_the_record_that_it_has_of_a_trainer(sent: tuple[WandbServer, str, Place]) -> None:
+def test_wandb_has_the_record_that_it_has_of_a_trainer(
+    sent: tuple[WandbServer, str, Place],
+) -> None:
     server, name, place = sent
     run = server.runs[name]
     assert (run.state, run.exit_code, run.job_type) == ("finished", 0, "fit")
@@ -223,10 +274,14 @@ def test_wandb_has_the_record_that_it_has_of_a_trainer(sent: tuple[WandbServer, 
     assert run.metrics["val/acc"].step == "trainer/global_step"
 
 
-def test_checkpoints_are_versions_with_their_aliases(sent: tuple[WandbServer, str, Place], tmp_path: Path) -> None:
+def test_checkpoints_are_versions_with_their_aliases(
+    sent: tuple[WandbServer, str, Place], tmp_path: Path
+) -> None:
     server, name, place = sent
     members = server.collections[f"model-{name}"].members
-    (best,), (latest,) = ([one for one in members if alias in one.aliases] for alias in ("best", "latest"))
+    (best,), (latest,) = (
+        [one for one in members if alias in one.aliases] for alias in ("best", "latest")
+    )
     rows = place.values(name, "val/acc")
     assert best.artifact.metadata["score"] == pytest.approx(max(rows.values()))
     assert latest.artifact.metadata["step"] == max(rows) + 1

@@ -47,12 +47,23 @@ def job(bake: Bake, env: dict[str, str], tmp_path: Path) -> Job:
 
 def jobs(project: Path, env: dict[str, str], runs: Path) -> Job:
     """What runs two ranks of a project until they end."""
-    env |= {"OMP_NUM_THREADS": "1", "RUNS_ROOT": str(runs), "PYTHONPATH": str(Path(__file__).parent)}
+    env |= {
+        "OMP_NUM_THREADS": "1",
+        "RUNS_ROOT": str(runs),
+        "PYTHONPATH": str(Path(__file__).parent),
+    }
 
     def job(
-        launcher: str, what: str, rank: int, options: str = "", started: tuple[str, ...] = (), verb: str = FIT
+        launcher: str,
+        what: str,
+        rank: int,
+        options: str = "",
+        started: tuple[str, ...] = (),
+        verb: str = FIT,
     ) -> Ended:
-        words = shlex.split(f"{verb}{ACT}{what} --trainer.callbacks.rank {rank} --trainer.callbacks.step 8 {options}")
+        words = shlex.split(
+            f"{verb}{ACT}{what} --trainer.callbacks.rank {rank} --trainer.callbacks.step 8 {options}"
+        )
         command = [*LAUNCHERS[launcher], *started, *words]
         process = subprocess.Popen(
             command,
@@ -71,7 +82,9 @@ def jobs(project: Path, env: dict[str, str], runs: Path) -> Job:
                 os.killpg(process.pid, 9)
         run = max(runs.iterdir(), key=os.path.getctime)
         time.sleep(0.5)  # for the system to take away what it has been told to end
-        left = [command for command in alive(f"HOME={env['HOME']}\0") if "wandb-symon" not in command]
+        left = [
+            command for command in alive(f"HOME={env['HOME']}\0") if "wandb-symon" not in command
+        ]
         acted = float((run / f"acted-{what}").read_text())
         return Ended(process.returncode, screen, ended - acted, run, left)
 
@@ -83,9 +96,12 @@ QUICK = [("lightning", 1, "error"), ("lightning", 1, "SIGTERM")]
 
 
 @pytest.mark.parametrize(
-    ("launcher", "rank", "what"), [pytest.param(*end, marks=[] if end in QUICK else pytest.mark.slow) for end in ENDS]
+    ("launcher", "rank", "what"),
+    [pytest.param(*end, marks=[] if end in QUICK else pytest.mark.slow) for end in ENDS],
 )
-def test_the_end_of_one_rank_is_soon_that_of_the_job(job: Job, launcher: str, rank: int, what: str) -> None:
+def test_the_end_of_one_rank_is_soon_that_of_the_job(
+    job: Job, launcher: str, rank: int, what: str
+) -> None:
     end = job(launcher, what, rank)
     first = {"error": 1, "die": 7, "SIGKILL": -9, "SIGTERM": 143}[what]
     by_lightning = first if rank == 0 or what == "SIGTERM" else 1
@@ -115,7 +131,9 @@ def test_a_rank_that_does_not_notice_is_ended(job: Job) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("launcher", "what"), [("lightning", "SIGKILL"), ("torchrun", "kill_the_launcher")])
+@pytest.mark.parametrize(
+    ("launcher", "what"), [("lightning", "SIGKILL"), ("torchrun", "kill_the_launcher")]
+)
 def test_no_rank_outlives_the_one_that_started_it(job: Job, launcher: str, what: str) -> None:
     hang = "--trainer.callbacks+=acts.Act --trainer.callbacks.what hang --trainer.callbacks.step 8"
     end = job(launcher, what, 0, f"{hang} --trainer.callbacks.rank 1")
@@ -126,9 +144,13 @@ def test_no_rank_outlives_the_one_that_started_it(job: Job, launcher: str, what:
 @pytest.mark.slow
 def test_a_signal_to_one_rank_ends_all_before_training_and_in_evaluation_too(job: Job) -> None:
     """Where Lightning's own handler would wait for ever for ranks that do something else."""
-    unseen = job("lightning", "SIGTERM", 1, "--trainer.num_sanity_val_steps 0 --trainer.callbacks.step 1")
+    unseen = job(
+        "lightning", "SIGTERM", 1, "--trainer.num_sanity_val_steps 0 --trainer.callbacks.step 1"
+    )
     assert (unseen.code, unseen.told, last_step(unseen.run)) == (143, 143, 2), unseen.screen
-    verb = f"main.py validate --trainer.accelerator cpu --trainer.devices 2 --ckpt_path {unseen.run}"
+    verb = (
+        f"main.py validate --trainer.accelerator cpu --trainer.devices 2 --ckpt_path {unseen.run}"
+    )
     hook = "--trainer.callbacks.step 0 --trainer.callbacks.hook on_validation_batch_start"
     end = job("lightning", "SIGTERM", 1, hook, verb=verb)
     assert (end.code, end.told, end.left) == (1, 1, []), end.screen

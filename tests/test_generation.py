@@ -82,7 +82,11 @@ LICENCES = {  # its name in pyproject.toml, how the text begins and ends
     "MIT": ("MIT", "MIT License", "OTHER DEALINGS IN THE\nSOFTWARE.\n"),
     "BSD-3-Clause": ("BSD-3-Clause", "BSD 3-Clause License", "POSSIBILITY OF SUCH DAMAGE.\n"),
     "Apache-2.0": ("Apache-2.0", " " * 33 + "Apache License", "limitations under the License.\n"),
-    "Proprietary": ("LicenseRef-Proprietary", "Copyright (c) 1999 Jo", "permission of the copyright holder.\n"),
+    "Proprietary": (
+        "LicenseRef-Proprietary",
+        "Copyright (c) 1999 Jo",
+        "permission of the copyright holder.\n",
+    ),
 }
 
 
@@ -114,19 +118,35 @@ def whole(bake: Bake) -> Path:
 def test_an_option_adds_its_files_and_a_mention_of_them_and_changes_no_other(
     option: str, answer: str | bool, bake: Bake
 ) -> None:
-    without, chosen = dict(texts(bake(**NO_PART))), dict(texts(bake(**NO_PART | {option: str(answer)})))
+    without, chosen = (
+        dict(texts(bake(**NO_PART))),
+        dict(texts(bake(**NO_PART | {option: str(answer)}))),
+    )
     parts = {name.format(package_name="my_project") for name in PARTS.get((option, answer), [])}
-    assert {name for name in chosen if chosen[name] != without.get(name)} == parts | CHANGED.get(option, set())
+    assert {name for name in chosen if chosen[name] != without.get(name)} == parts | CHANGED.get(
+        option, set()
+    )
     assert without.keys() == chosen.keys() - parts
-    assert not any(Path(part).name in text for part in parts - {"slurm/README.md"} for text in without.values())
+    assert not any(
+        Path(part).name in text for part in parts - {"slurm/README.md"} for text in without.values()
+    )
 
 
 def test_every_part_belongs_to_an_answer_that_can_be_given() -> None:
     assert PARTS.keys() <= set(OPTIONS)
 
 
-def test_baking_once_more_without_a_part_leaves_what_a_team_put_beside_it(run: Run, tmp_path: Path) -> None:
-    again = ("--no-input", "--default-config", "--overwrite-if-exists", "--output-dir", tmp_path / "out", TEMPLATE)
+def test_baking_once_more_without_a_part_leaves_what_a_team_put_beside_it(
+    run: Run, tmp_path: Path
+) -> None:
+    again = (
+        "--no-input",
+        "--default-config",
+        "--overwrite-if-exists",
+        "--output-dir",
+        tmp_path / "out",
+        TEMPLATE,
+    )
     command = (sys.executable, "-m", "cookiecutter", *again)
     run(*command, "slurm=yes", cwd=tmp_path)
     parts = tmp_path / "out" / "my-project" / "slurm"
@@ -144,16 +164,28 @@ def test_no_line_ends_in_blanks_and_every_file_in_one_newline(whole: Path, proje
 
 def test_python_files_of_the_template_hold_no_jinja_but_the_package_to_import() -> None:
     for path in SOURCES.rglob("*.py"):
-        text = re.sub(r"^ *(from|import) \{\{ cookiecutter\.package_name \}\}", "", path.read_text(), flags=re.MULTILINE)
+        text = re.sub(
+            r"^ *(from|import) \{\{ cookiecutter\.package_name \}\}",
+            "",
+            path.read_text(),
+            flags=re.MULTILINE,
+        )
         assert not re.search(r"\{\{|\{%|\{#", text), path
 
 
 def test_names_are_legal_on_windows(whole: Path) -> None:
     for names in (tracked(), [name for name, _ in texts(whole)]):
-        assert len({name.lower() for name in names}) == len(names), "two names differ in capitals only"
+        assert len({name.lower() for name in names}) == len(names), (
+            "two names differ in capitals only"
+        )
         for name in names:
             assert not re.search(r'[<>:"|?*\\]|[. ](/|$)', name)
-            assert not {part.split(".")[0].lower() for part in name.split("/")} & {"con", "prn", "aux", "nul"}
+            assert not {part.split(".")[0].lower() for part in name.split("/")} & {
+                "con",
+                "prn",
+                "aux",
+                "nul",
+            }
             assert len(name) <= 120
 
 
@@ -166,7 +198,9 @@ def test_an_empty_entity_is_null_and_an_empty_author_has_a_name(project: Path) -
 
 @pytest.mark.parametrize("accept_hooks", [True, False])
 @pytest.mark.parametrize("choice", LICENCES)
-def test_the_licence_is_the_chosen_one(choice: str, accept_hooks: bool, bake: Bake, tmp_path: Path) -> None:
+def test_the_licence_is_the_chosen_one(
+    choice: str, accept_hooks: bool, bake: Bake, tmp_path: Path
+) -> None:
     author = {"author_name": "Jo", "author_email": "jo@example.com"}
     project = bake(tmp_path, accept_hooks, license=choice, __year="1999", **author)
     spdx, begin, end = LICENCES[choice]
@@ -188,9 +222,15 @@ def test_the_chosen_python_reaches_every_tool(version: str, bake: Bake) -> None:
 
 
 def test_the_project_asks_for_versions_that_the_template_is_tested_with(project: Path) -> None:
-    lines = [line for line in (TEMPLATE / "requirements.txt").read_text().splitlines() if line and line[0] != "#"]
+    lines = [
+        line
+        for line in (TEMPLATE / "requirements.txt").read_text().splitlines()
+        if line and line[0] != "#"
+    ]
     tested = {pin.name: str(pin.specifier).removeprefix("==") for pin in map(Requirement, lines)}
     asked = tomllib.loads((project / "pyproject.toml").read_text())["project"]
-    for requirement in map(Requirement, asked["dependencies"] + asked["optional-dependencies"]["dev"]):
+    for requirement in map(
+        Requirement, asked["dependencies"] + asked["optional-dependencies"]["dev"]
+    ):
         assert requirement.specifier.contains(tested[requirement.name]), requirement
         assert {clause.operator for clause in requirement.specifier} == {">=", "<"}, requirement

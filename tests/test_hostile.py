@@ -43,11 +43,20 @@ def read_back(project: Path, answers: dict[str, str]) -> None:
     """Fails where a project does not give back what was answered."""
     inspect(project, answers, plain=False)
     given = tomllib.loads((project / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    author = one_line(answers["author_name"]) or f"The authors of {one_line(answers['project_name'])}"
+    author = (
+        one_line(answers["author_name"]) or f"The authors of {one_line(answers['project_name'])}"
+    )
     address = {"email": answers["author_email"]} if answers["author_email"] else {}
-    assert (given["name"], given["description"]) == (answers["project_slug"], answers["description"])
-    assert [{**entry, "name": one_line(entry["name"])} for entry in given["authors"]] == [{"name": author, **address}]
-    logger = yaml.safe_load((project / "configs/defaults.yaml").read_text(encoding="utf-8"))["trainer"]["logger"]
+    assert (given["name"], given["description"]) == (
+        answers["project_slug"],
+        answers["description"],
+    )
+    assert [{**entry, "name": one_line(entry["name"])} for entry in given["authors"]] == [
+        {"name": author, **address}
+    ]
+    logger = yaml.safe_load((project / "configs/defaults.yaml").read_text(encoding="utf-8"))[
+        "trainer"
+    ]["logger"]
     track = (answers["wandb_project"], answers["wandb_entity"] or None)
     assert (logger["init_args"]["project"], logger["init_args"]["entity"]) == track
     assert author in one_line((project / "LICENSE").read_text(encoding="utf-8"))
@@ -63,10 +72,73 @@ def read_back(project: Path, answers: dict[str, str]) -> None:
 
 PIECES = [
     *HOSTILE,
-    *("'", '"', '"""', "\\", "\r\n", "\t", "{{", "}}", "{%", "%}", "{#", "#}", "{{ 7 * 7 }}", "${run}", "$(id)", "%s"),
-    *("..", "../", "..\\", "/etc/passwd", "C:\\", "~", "-", "--", "|", "<", ">", ":", "*", "?", "&a *a", "#", ";"),
-    *("CON", "nul.txt", "COM1", "aux.", "x ", ".git", ".", "yes", "null", "1e3", "0x10", "2026-01-01", "!!str", "---"),
-    *("\x00", "\x07", "\x1b[31m", "\x85", "\u2028", "\udc00", "\ufeff", "\u202e", "\u200d", "\uffff", "e\u0301", "İß"),
+    *(
+        "'",
+        '"',
+        '"""',
+        "\\",
+        "\r\n",
+        "\t",
+        "{{",
+        "}}",
+        "{%",
+        "%}",
+        "{#",
+        "#}",
+        "{{ 7 * 7 }}",
+        "${run}",
+        "$(id)",
+        "%s",
+    ),
+    *(
+        "..",
+        "../",
+        "..\\",
+        "/etc/passwd",
+        "C:\\",
+        "~",
+        "-",
+        "--",
+        "|",
+        "<",
+        ">",
+        ":",
+        "*",
+        "?",
+        "&a *a",
+        "#",
+        ";",
+    ),
+    *(
+        "CON",
+        "nul.txt",
+        "COM1",
+        "aux.",
+        "x ",
+        ".git",
+        ".",
+        "yes",
+        "null",
+        "1e3",
+        "0x10",
+        "2026-01-01",
+        "!!str",
+        "---",
+    ),
+    *(
+        "\x00",
+        "\x07",
+        "\x1b[31m",
+        "\x85",
+        "\u2028",
+        "\udc00",
+        "\ufeff",
+        "\u202e",
+        "\u200d",
+        "\uffff",
+        "e\u0301",
+        "İß",
+    ),
     *(
         "العربية",
         "עברית",
@@ -84,7 +156,9 @@ PIECES = [
     *("a", "A1", " ", "   "),
 ]
 ANYTHING = (
-    st.lists(st.sampled_from(PIECES) | st.text(st.characters(), max_size=5), max_size=9).map("".join)
+    st.lists(st.sampled_from(PIECES) | st.text(st.characters(), max_size=5), max_size=9).map(
+        "".join
+    )
     | st.text(st.characters(), max_size=80)
     | st.builds(str.__mul__, st.sampled_from(PIECES), st.integers(20, 3000))
 )
@@ -133,7 +207,12 @@ def test_every_question_that_takes_any_text_is_among_those_that_are_tried() -> N
 def test_free_text_arrives_unharmed(text: str, bake: Bake) -> None:
     track = UNTRACKED.sub("-", text)
     answers = dict.fromkeys(("project_name", "description", "author_name"), text)
-    answers |= {"project_slug": "p", "package_name": "p", "wandb_project": track, "wandb_entity": track}
+    answers |= {
+        "project_slug": "p",
+        "package_name": "p",
+        "wandb_project": track,
+        "wandb_entity": track,
+    }
     read_back(bake(**answers), default_answers(**answers))
 
 
@@ -168,7 +247,9 @@ def test_a_thousand_hostile_projects_are_refused_in_a_sentence_or_sound(
         else:
             variable, _, said = sentence.partition(" ")
             assert variable in answers, sentence
-            instead = re.search(r": type (.+) instead\.$|: type one like (jo@example\.com), or nothing\.$", said)
+            instead = re.search(
+                r": type (.+) instead\.$|: type one like (jo@example\.com), or nothing\.$", said
+            )
             assert instead, sentence
             better = ast.literal_eval(instead[1]) if instead[1] else instead[2]
             left = complaint(default_answers(**answers | {variable: better})) or ""
@@ -180,7 +261,10 @@ def test_a_thousand_hostile_projects_are_refused_in_a_sentence_or_sound(
     assert sum(ended.values()) >= 1000
     assert min(ended["made"], ended["refused"]) >= 200, ended
     assert set(variables) == set(TEXTS), "an answer that nothing refuses"
-    statements = [f"sys.path.insert(0, {str(path)!r}); import {name}.data, {name}.network" for path, name in samples]
+    statements = [
+        f"sys.path.insert(0, {str(path)!r}); import {name}.data, {name}.network"
+        for path, name in samples
+    ]
     run(sys.executable, "-B", "-c", "import sys\n" + "\n".join(statements), cwd=tmp_path)
     with capfd.disabled():
         print(f"\n{dict(ended)}, refused for {dict(variables)}, imported {len(samples)}")
@@ -212,7 +296,20 @@ RESERVED = {
     "Scikit.Learn": "Scikit-Learn-project",
 }
 NO_MODULE = ["", "1a", "a b", "a-b", "a.b", "größe", "_x", "__init__", "x" * 61]
-HIDING = ["class", "None", "none", "torch", "Torch", "lightning", "wandb", "main", "tests", "Configs", "runs", "json"]
+HIDING = [
+    "class",
+    "None",
+    "none",
+    "torch",
+    "Torch",
+    "lightning",
+    "wandb",
+    "main",
+    "tests",
+    "Configs",
+    "runs",
+    "json",
+]
 
 
 @pytest.mark.parametrize(
@@ -235,7 +332,12 @@ HIDING = ["class", "None", "none", "torch", "Torch", "lightning", "wandb", "main
     ],
 )
 def test_a_bad_answer_is_refused_with_what_to_type_instead_and_nothing_left(
-    variable: str, answer: str, instead: str, bake: Bake, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    variable: str,
+    answer: str,
+    instead: str,
+    bake: Bake,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     output_dir = tmp_path / "here"
     output_dir.mkdir()
@@ -250,20 +352,37 @@ def test_a_bad_answer_is_refused_with_what_to_type_instead_and_nothing_left(
 def test_a_slug_that_is_an_absolute_path_makes_no_folder_there(bake: Bake, tmp_path: Path) -> None:
     for accept_hooks in (True, False):
         try:
-            bake(tmp_path / f"out-{accept_hooks}", accept_hooks, project_slug=str(tmp_path / "deep" / "er"))
+            bake(
+                tmp_path / f"out-{accept_hooks}",
+                accept_hooks,
+                project_slug=str(tmp_path / "deep" / "er"),
+            )
         except FailedHookException:
             assert accept_hooks
         assert not (tmp_path / "deep").exists()
 
 
 def test_the_command_exits_with_1_after_the_sentence(run: Run, tmp_path: Path) -> None:
-    command = (sys.executable, "-m", "cookiecutter", "--no-input", "--output-dir", str(tmp_path / "out"), str(TEMPLATE))
-    assert run(*command, "package_name=torch", cwd=tmp_path, code=1).startswith("package_name 'torch' is a package")
+    command = (
+        sys.executable,
+        "-m",
+        "cookiecutter",
+        "--no-input",
+        "--output-dir",
+        str(tmp_path / "out"),
+        str(TEMPLATE),
+    )
+    assert run(*command, "package_name=torch", cwd=tmp_path, code=1).startswith(
+        "package_name 'torch' is a package"
+    )
     assert not list((tmp_path / "out").glob("*"))
 
 
 @settings(max_examples=200, deadline=None, derandomize=True, database=None)
-@given(st.text(max_size=100) | st.sampled_from([*HOSTILE, *sorted(TAKEN | sys.stdlib_module_names), "3D", "x y " * 50]))
+@given(
+    st.text(max_size=100)
+    | st.sampled_from([*HOSTILE, *sorted(TAKEN | sys.stdlib_module_names), "3D", "x y " * 50])
+)
 def test_the_derived_names_are_right_when_one_just_presses_enter(name: str) -> None:
     answers = default_answers(project_name=name)
     slug, package = answers["project_slug"], answers["package_name"]
@@ -285,9 +404,17 @@ def test_a_slug_that_gets_another_folder_is_always_refused(slug: str) -> None:
 def test_every_module_that_a_name_could_hide_is_known(run: Run, project: Path) -> None:
     needed = "main, lightning.pytorch, sklearn.datasets, tensorboardX, torch.utils.tensorboard, pytest, hydra, rich"
     files = "{name for name, module in sys.modules.items() if hasattr(module, '__file__')}"
-    printed = run(sys.executable, "-B", "-c", f"import {needed}, sys; print('modules:', *{files})", cwd=project)
+    printed = run(
+        sys.executable,
+        "-B",
+        "-c",
+        f"import {needed}, sys; print('modules:', *{files})",
+        cwd=project,
+    )
     modules = {name.split(".")[0] for name in printed.split("modules: ")[1].splitlines()[0].split()}
     assert "torch" in modules
     known = TAKEN | {"my_project", "sitecustomize", "usercustomize"}
     assert {name for name in modules if name[0] != "_" and name.lower() not in known} == set()
-    assert {name.lower() for name in {*sys.stdlib_module_names, *keyword.kwlist} if name[0] != "_"} <= TAKEN
+    assert {
+        name.lower() for name in {*sys.stdlib_module_names, *keyword.kwlist} if name[0] != "_"
+    } <= TAKEN

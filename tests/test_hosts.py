@@ -42,7 +42,11 @@ def runs(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def env(env: dict[str, str], runs: Path) -> dict[str, str]:
-    return env | {"OMP_NUM_THREADS": "1", "RUNS_ROOT": str(runs), "PYTHONPATH": str(Path(__file__).parent)}
+    return env | {
+        "OMP_NUM_THREADS": "1",
+        "RUNS_ROOT": str(runs),
+        "PYTHONPATH": str(Path(__file__).parent),
+    }
 
 
 @pytest.fixture
@@ -72,8 +76,14 @@ def screens(folder: Path) -> str:
 
 def exits(run: Path) -> list[int | None]:
     """The exit codes that W&B was told, start by start."""
-    logs = [[*records(file)] for file in sorted(run.glob("wandb/offline-run-*/*.wandb"), key=os.path.getctime)]
-    return [next((r.exit.exit_code for r in log if r.WhichOneof("record_type") == "exit"), None) for log in logs]
+    logs = [
+        [*records(file)]
+        for file in sorted(run.glob("wandb/offline-run-*/*.wandb"), key=os.path.getctime)
+    ]
+    return [
+        next((r.exit.exit_code for r in log if r.WhichOneof("record_type") == "exit"), None)
+        for log in logs
+    ]
 
 
 def steps(run: Path) -> int:
@@ -90,7 +100,10 @@ def test_two_hosts_make_one_run_with_the_numbers_of_one_host(
     screen = screens(tmp_path)
     assert codes == [0, 0], screen
     (over_two,) = runs.iterdir()
-    assert sorted(re.findall(r"rank (\d) is of (\S+)", screen)) == [("0", over_two.name), ("1", over_two.name)]
+    assert sorted(re.findall(r"rank (\d) is of (\S+)", screen)) == [
+        ("0", over_two.name),
+        ("1", over_two.name),
+    ]
     words = f"{FIT} --trainer.devices 2 --trainer.max_epochs 2"
     run(*TORCHRUN, "2", "--standalone", *words.split(), cwd=project)
     (over_one,) = {*runs.iterdir()} - {over_two}
@@ -107,7 +120,8 @@ def test_a_host_that_is_cut_off_ends_the_job_which_goes_on_when_it_is_back(
     hosts.sysctl(second, "net.ipv4.tcp_retries2", 5)
     folder = runs / "the-run"
     processes = launch(
-        f"{FIT}{TWO} --trainer.max_epochs 4000 --trainer.strategy.timeout 00:00:30", WANDB_RUN_ID="the-run"
+        f"{FIT}{TWO} --trainer.max_epochs 4000 --trainer.strategy.timeout 00:00:30",
+        WANDB_RUN_ID="the-run",
     )
     while not (folder / "checkpoints" / "last.ckpt").exists():
         assert [process.poll() for process in processes] == [None, None], screens(tmp_path)
@@ -126,7 +140,9 @@ def test_a_host_that_is_cut_off_ends_the_job_which_goes_on_when_it_is_back(
     assert exits(folder) == [1]
     reached = steps(folder)
     resumed = f"--resume the-run --trainer.max_epochs {reached // 9 + 2}"
-    assert ended(launch(f"main.py fit {resumed}", WANDB_RUN_ID="the-run")) == [0, 0], screens(tmp_path)
+    assert ended(launch(f"main.py fit {resumed}", WANDB_RUN_ID="the-run")) == [0, 0], screens(
+        tmp_path
+    )
     assert [path.name for path in runs.iterdir()] == ["the-run"]
     assert (exits(folder), steps(folder)) == ([1, 0], reached + 18)
 
@@ -136,11 +152,19 @@ def test_torchrun_starts_the_ranks_of_two_hosts_again_where_they_were(
     launch: Launch, runs: Path, project: Path, tmp_path: Path, rank: int
 ) -> None:
     """By the command of the README, on hosts of one device."""
-    (line,) = re.findall("^torchrun (--nnodes 2 .*)$", (project / "README.md").read_text(), re.MULTILINE)
-    for told, meant in {"HOST:29500": RENDEZVOUS, "-node 8": "-node 1", "devices 8": "devices 1"}.items():
+    (line,) = re.findall(
+        "^torchrun (--nnodes 2 .*)$", (project / "README.md").read_text(), re.MULTILINE
+    )
+    for told, meant in {
+        "HOST:29500": RENDEZVOUS,
+        "-node 8": "-node 1",
+        "devices 8": "devices 1",
+    }.items():
         assert told in line
         line = line.replace(told, meant)
-    line += " --trainer.accelerator cpu --callbacks.early_stopping null --trainer.log_every_n_steps 1"
+    line += (
+        " --trainer.accelerator cpu --callbacks.early_stopping null --trainer.log_every_n_steps 1"
+    )
     often = "--callbacks.last_checkpoint.every_n_train_steps 1 --trainer.max_epochs 2"
     kill = f"{ACT}SIGKILL --trainer.callbacks.rank {rank} --trainer.callbacks.step 8"
     codes = ended(launch(f"{line} {often}{kill}"))

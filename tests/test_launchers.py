@@ -46,7 +46,12 @@ def free_port() -> int:
 
 def start(words: list[str], project: Path, env: dict[str, str]) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [*TORCHRUN, *words], cwd=project, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        [*TORCHRUN, *words],
+        cwd=project,
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
 
 
@@ -78,13 +83,19 @@ def test_two_nodes_of_a_static_torchrun_make_one_run(project: Path, env: dict[st
     port = str(free_port())
     words = ["1", "--nnodes", "2", "--master-addr", "127.0.0.1", "--master-port", port]
     nodes = [
-        start([*words, "--node-rank", rank, *FIT.split(), "1", "--trainer.num_nodes", "2"], project, env)
+        start(
+            [*words, "--node-rank", rank, *FIT.split(), "1", "--trainer.num_nodes", "2"],
+            project,
+            env,
+        )
         for rank in ("0", "1")
     ]
     assert_one_run(project, finish(*nodes))
 
 
-def test_two_launches_with_one_rendezvous_id_are_two_runs(project: Path, env: dict[str, str]) -> None:
+def test_two_launches_with_one_rendezvous_id_are_two_runs(
+    project: Path, env: dict[str, str]
+) -> None:
     for count in (1, 2):
         endpoint = f"127.0.0.1:{free_port()}"
         words = ["2", "--rdzv-backend", "c10d", "--rdzv-endpoint", endpoint, "--rdzv-id", "100"]
@@ -93,5 +104,7 @@ def test_two_launches_with_one_rendezvous_id_are_two_runs(project: Path, env: di
 
 
 def test_an_id_that_is_given_is_the_runs(project: Path, env: dict[str, str]) -> None:
-    printed = finish(start(["2", "--standalone", *FIT.split(), "2"], project, env | {"WANDB_RUN_ID": "my-run.1"}))
+    printed = finish(
+        start(["2", "--standalone", *FIT.split(), "2"], project, env | {"WANDB_RUN_ID": "my-run.1"})
+    )
     assert assert_one_run(project, printed).name == "my-run.1"

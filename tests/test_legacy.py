@@ -94,7 +94,5 @@ def test_a_project_of_before_updates_and_reads_its_old_runs(updated: Path, run: 
 
 
 @pytest.mark.slow
-def test_a_project_of_before_passes_its_own_tests_after_the_update(
-    updated: Path, run: Run
-) -> None:
+def test_a_project_of_before_passes_its_own_tests_after_the_update(updated: Path, run: Run) -> None:
     assert " passed" in run(*OWN_TESTS, cwd=updated)

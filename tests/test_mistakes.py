@@ -18,15 +18,19 @@ MISTAKES = {
     "fti --config @digits": r"expected a subcommand .*, got fti; did you mean fit\?",
     "--config @digits fit": r"expected a subcommand .*, got --config, which comes after it",
     # options
-    FIT + "--trainer.max_epoch 1": r"--trainer.max_epoch: no such option; did you mean trainer.max_epochs\?",
+    FIT
+    + "--trainer.max_epoch 1": r"--trainer.max_epoch: no such option; did you mean trainer.max_epochs\?",
     FIT + "--trainer.max_epochs abc": r"--trainer.max_epochs: expected int or null, got abc",
     FIT + "--model.lrr 1": r"--model.lrr: no such option; did you mean lr\?",
     FIT + "--model.init_args.lrr=1": r"--model.init_args.lrr: no such option; did you mean lr\?",
     FIT + "--model.lr abc": r"--model.lr: expected float, got abc",
     FIT + "--model.optimizer Adan": r"--model.optimizer: no class Adan; did you mean Adam\?",
-    FIT + "--callbacks.checkpoint.save_topk 3": r"--callbacks.checkpoint.save_topk: no such option; .* save_top_k\?",
-    FIT + "--callbacks.checkpont null": r"--callbacks.checkpont: no such option; did you mean callbacks.checkpoint\?",
-    FIT + "--trainer.logger.porject x": r"--trainer.logger.porject: no such option; did you mean project\?",
+    FIT
+    + "--callbacks.checkpoint.save_topk 3": r"--callbacks.checkpoint.save_topk: no such option; .* save_top_k\?",
+    FIT
+    + "--callbacks.checkpont null": r"--callbacks.checkpont: no such option; did you mean callbacks.checkpoint\?",
+    FIT
+    + "--trainer.logger.porject x": r"--trainer.logger.porject: no such option; did you mean project\?",
     FIT + "--trainer.accelerator cppu": r"accelerator='cppu'.* cpu",
     FIT + "--trainer 3": r"--trainer: .*3",
     FIT + "--trainer.max_epochs=": r"--trainer.max_epochs: expected int or null, got nothing",
@@ -37,35 +41,49 @@ MISTAKES = {
     "fit --config": r"--config: expected one argument",
     "test --ckpt_path": r"--ckpt_path: expected one argument",
     FIT + "--ckpt_path=": r"--ckpt_path: expected a checkpoint file, RUN or RUN:last",
-    FIT + "--ckpt_path wandb:a/b": r"--ckpt_path: expected wandb:ENTITY/PROJECT/NAME:ALIAS, got wandb:a/b",
+    FIT
+    + "--ckpt_path wandb:a/b": r"--ckpt_path: expected wandb:ENTITY/PROJECT/NAME:ALIAS, got wandb:a/b",
     FIT + "--resume 123": r"--resume: expected a run, got 123",
     FIT + "--init_from last": r"--init_from: expected a checkpoint file, RUN or RUN:last, got last",
     FIT + "extra": r"unrecognized arguments: extra",
     "fit": r"--model: missing; give a configuration, such as --config configs/digits.yaml",
     # classes
     FIT + "--model Clasifier": r"--model: no class Clasifier; did you mean Classifier\?",
-    FIT + "--model odd_duck.model.Clasifier": r"--model: no class odd_duck.model.Clasifier .*; .* Classifier\?",
-    FIT + "--model odd_duc.model.Classifier": r"no class odd_duc.model.Classifier \(No module named 'odd_duc'\)",
-    FIT + "--trainer.logger CSVLoger": r"--trainer.logger: no class CSVLoger; did you mean CSVLogger\?",
+    FIT
+    + "--model odd_duck.model.Clasifier": r"--model: no class odd_duck.model.Clasifier .*; .* Classifier\?",
+    FIT
+    + "--model odd_duc.model.Classifier": r"no class odd_duc.model.Classifier \(No module named 'odd_duc'\)",
+    FIT
+    + "--trainer.logger CSVLoger": r"--trainer.logger: no class CSVLoger; did you mean CSVLogger\?",
     # checkpoints
     "test --config @digits": r"test: expected --ckpt_path RUN",
     "validate --config @digits": r"validate: expected --ckpt_path RUN",
     "predict --config @digits": r"predict: expected --ckpt_path RUN",
-    FIT + "--ckpt_path nowhere": r"--ckpt_path: expected a checkpoint file, RUN or RUN:last, got nowhere",
+    FIT
+    + "--ckpt_path nowhere": r"--ckpt_path: expected a checkpoint file, RUN or RUN:last, got nowhere",
     "test --ckpt_path @digits": r"digits.yaml: not a checkpoint that can be read",
     # names of metrics
-    FIT + "--callbacks.checkpoint.monitor val/accu": r"callbacks.checkpoint.monitor: no metric named val/accu was logged.* val/acc\?",
-    FIT + "--callbacks.early_stopping.monitor vall/acc": r"callbacks.early_stopping.monitor: .* did you mean val/acc\?",
-    FIT + "--callbacks.summaries.metrics.val/ac max": r"callbacks.summaries.metrics: no metric named val/ac was logged; .* val/acc\?",
-    FIT + "--callbacks.checkpoint.monitor val/accu --trainer.fast_dev_run true": r"no metric named val/accu was logged.* val/acc\?",
-    FIT + "--callbacks.checkpoint.monitor val/accu --trainer.num_sanity_val_steps 0": r"no metric named val/accu was logged",
-    FIT + "--callbacks.early_stopping.monitor train/los": r"callbacks.early_stopping.monitor: .* train/loss\?",
-    FIT + "--callbacks.early_stopping.monitor val/acc --trainer.limit_val_batches 0": r"no metric named val/acc was logged; there are",
-    FIT + "--model.lr_scheduler lightning.pytorch.cli.ReduceLROnPlateau --model.lr_scheduler.monitor val/los": (
+    FIT
+    + "--callbacks.checkpoint.monitor val/accu": r"callbacks.checkpoint.monitor: no metric named val/accu was logged.* val/acc\?",
+    FIT
+    + "--callbacks.early_stopping.monitor vall/acc": r"callbacks.early_stopping.monitor: .* did you mean val/acc\?",
+    FIT
+    + "--callbacks.summaries.metrics.val/ac max": r"callbacks.summaries.metrics: no metric named val/ac was logged; .* val/acc\?",
+    FIT
+    + "--callbacks.checkpoint.monitor val/accu --trainer.fast_dev_run true": r"no metric named val/accu was logged.* val/acc\?",
+    FIT
+    + "--callbacks.checkpoint.monitor val/accu --trainer.num_sanity_val_steps 0": r"no metric named val/accu was logged",
+    FIT
+    + "--callbacks.early_stopping.monitor train/los": r"callbacks.early_stopping.monitor: .* train/loss\?",
+    FIT
+    + "--callbacks.early_stopping.monitor val/acc --trainer.limit_val_batches 0": r"no metric named val/acc was logged; there are",
+    FIT
+    + "--model.lr_scheduler lightning.pytorch.cli.ReduceLROnPlateau --model.lr_scheduler.monitor val/los": (
         r"ReduceLROnPlateau.monitor: no metric named val/los was logged; .*; did you mean val/loss\?"
     ),
     # Lightning's own
-    FIT + "--callbacks.checkpoint.monitor null --callbacks.checkpoint.save_top_k 3": r"save_top_k=3.*not a valid",
+    FIT
+    + "--callbacks.checkpoint.monitor null --callbacks.checkpoint.save_top_k 3": r"save_top_k=3.*not a valid",
 }
 
 FILES = {
@@ -97,22 +115,30 @@ def assert_one_line(err: str, code: int, expected: str) -> None:
 
 @pytest.mark.parametrize("line", MISTAKES)
 def test_a_mistake_on_the_command_line_is_one_line(line: str, command: Commands) -> None:
-    outcome = command(line + " --trainer.logger.offline true" * line.startswith(FIT) * (".logger" not in line))
+    outcome = command(
+        line + " --trainer.logger.offline true" * line.startswith(FIT) * (".logger" not in line)
+    )
     assert_one_line(outcome.err, outcome.code, MISTAKES[line])
     assert outcome.out.count("\n") <= 8, outcome.out
 
 
 @pytest.mark.parametrize("name", ["val/accu", "vall/acc", "val/accuracy"])
-def test_a_typo_in_a_monitor_ends_the_run_before_its_first_step(name: str, command: Commands) -> None:
+def test_a_typo_in_a_monitor_ends_the_run_before_its_first_step(
+    name: str, command: Commands
+) -> None:
     outcome = command(f"{FIT} --callbacks.checkpoint.monitor {name} --trainer.logger false")
-    assert_one_line(outcome.err, outcome.code, f"no metric named {name} was logged; .*; did you mean val/acc")
+    assert_one_line(
+        outcome.err, outcome.code, f"no metric named {name} was logged; .*; did you mean val/acc"
+    )
     assert "epoch" not in outcome.out
     assert outcome.run is not None
     assert not (outcome.run / "metrics.csv").exists()
 
 
 @pytest.mark.parametrize("content", FILES)
-def test_a_mistake_in_a_file_is_one_line_that_names_the_file(content: str, command: Commands, tmp_path: Path) -> None:
+def test_a_mistake_in_a_file_is_one_line_that_names_the_file(
+    content: str, command: Commands, tmp_path: Path
+) -> None:
     file = tmp_path / "file.yaml"
     file.write_text(content)
     outcome = command(["fit", "--config", "@digits", "--config", str(file)])
@@ -122,7 +148,9 @@ def test_a_mistake_in_a_file_is_one_line_that_names_the_file(content: str, comma
 
 def test_a_missing_file_is_one_line_that_names_the_nearest(command: Commands) -> None:
     outcome = command("fit --config @digit")
-    assert_one_line(outcome.err, outcome.code, r"configs/digit.yaml: no such file; did you mean digits.yaml\?")
+    assert_one_line(
+        outcome.err, outcome.code, r"configs/digit.yaml: no such file; did you mean digits.yaml\?"
+    )
 
 
 @pytest.mark.parametrize("content", [None, "trainer: [\n", ""], ids=["missing", "broken", "empty"])
@@ -166,7 +194,9 @@ class Worker(BoringDataModule):
     def train_dataloader(self):
         return DataLoader(Data(32, 64), num_workers=1)
 """
-UNWATCHED = "--callbacks.checkpoint.monitor null --callbacks.early_stopping null --callbacks.summaries null"
+UNWATCHED = (
+    "--callbacks.checkpoint.monitor null --callbacks.early_stopping null --callbacks.summaries null"
+)
 
 
 @pytest.fixture(scope="module")
@@ -181,9 +211,17 @@ def broken(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.mark.parametrize(
     ("model", "data", "line"),
     [
-        ("broken.Constructor", "lightning.pytorch.demos.boring_classes.BoringDataModule", "size is wrong"),
+        (
+            "broken.Constructor",
+            "lightning.pytorch.demos.boring_classes.BoringDataModule",
+            "size is wrong",
+        ),
         ("broken.Hook", "lightning.pytorch.demos.boring_classes.BoringDataModule", "no such thing"),
-        ("broken.Misconfigured", "lightning.pytorch.demos.boring_classes.BoringDataModule", "my own word"),
+        (
+            "broken.Misconfigured",
+            "lightning.pytorch.demos.boring_classes.BoringDataModule",
+            "my own word",
+        ),
         ("lightning.pytorch.demos.boring_classes.BoringModel", "broken.Worker", "bad sample"),
     ],
     ids=["constructor", "hook", "their word for a mistake", "data worker"],
@@ -206,7 +244,10 @@ def test_nothing_is_printed_after_the_users_exception_and_the_exit_code_is_1(
 ) -> None:
     words = f"fit --model broken.Hook {UNWATCHED}".split()
     screen = run(
-        *(sys.executable, command.project / "main.py", *words), cwd=broken.parent, code=1, PYTHONPATH=str(broken.parent)
+        *(sys.executable, command.project / "main.py", *words),
+        cwd=broken.parent,
+        code=1,
+        PYTHONPATH=str(broken.parent),
     )
     assert screen.splitlines()[-1] == "KeyError: 'no such thing'"
     assert screen.count("Traceback") == 1

@@ -54,9 +54,13 @@ class Kinds(Callback):
         self.seen: set[tuple[str, torch.dtype]] = SEEN
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        pl_module.network.register_forward_hook(lambda _, __, output: self.seen.add(("output", output.dtype)))  # type: ignore[union-attr]
+        pl_module.network.register_forward_hook(
+            lambda _, __, output: self.seen.add(("output", output.dtype))
+        )  # type: ignore[union-attr]
 
-    def on_before_zero_grad(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
+    def on_before_zero_grad(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: Any
+    ) -> None:
         self.seen |= {("weights", weight.dtype) for weight in pl_module.parameters()}
         self.seen |= {("optimizer", state["exp_avg"].dtype) for state in optimizer.state.values()}
 
@@ -69,14 +73,20 @@ def rows(run: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_mixed_precision_multiplies_in_bfloat16_keeps_weights_in_32_bits_and_learns(command: Commands) -> None:
+def test_mixed_precision_multiplies_in_bfloat16_keeps_weights_in_32_bits_and_learns(
+    command: Commands,
+) -> None:
     SEEN.clear()
     outcome = command(
         f"fit --config @digits --config @gpu {BRIEF} --trainer.max_epochs 8 --trainer.callbacks+=test_overlays.Kinds"
         " --compile false"
     )
     assert (outcome.code, outcome.err) == (0, ""), outcome.err
-    assert {("output", torch.bfloat16), ("weights", torch.float32), ("optimizer", torch.float32)} == SEEN
+    assert {
+        ("output", torch.bfloat16),
+        ("weights", torch.float32),
+        ("optimizer", torch.float32),
+    } == SEEN
     assert outcome.run is not None
     assert max(float(row["val/acc"]) for row in rows(outcome.run) if row["val/acc"]) > 0.94
 
@@ -95,22 +105,38 @@ def test_a_compiled_model_learns_the_same_and_leaves_checkpoints_that_need_no_co
     bake: Bake, run: Run, tmp_path: Path
 ) -> None:
     project = bake(tmp_path)
-    (project / "seen.py").write_text(f"import torch\nfrom lightning.pytorch import Callback\n{COMPILED}")
+    (project / "seen.py").write_text(
+        f"import torch\nfrom lightning.pytorch import Callback\n{COMPILED}"
+    )
     fit = f"main.py fit --config configs/digits.yaml {BRIEF} --trainer.max_epochs 1 --trainer.limit_train_batches 8 "
     fit += "--model.dropout 0 --model.optimizer SGD --model.lr 0.05 "  # a compiled dropout draws otherwise
-    for name, options in {"plain": "", "compiled": "--compile true --matmul_precision high"}.items():
+    for name, options in {
+        "plain": "",
+        "compiled": "--compile true --matmul_precision high",
+    }.items():
         words = f"{fit}{options} --trainer.callbacks+ seen.Compiled".split()
-        screen = run(sys.executable, *words, cwd=project, WANDB_RUN_ID=name, RUNS_ROOT=str(tmp_path / "runs"))
+        screen = run(
+            sys.executable, *words, cwd=project, WANDB_RUN_ID=name, RUNS_ROOT=str(tmp_path / "runs")
+        )
         assert ("compiled ['network'] high" in screen) == (name == "compiled"), screen
     states = [
-        torch.load(tmp_path / "runs" / name / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+        torch.load(tmp_path / "runs" / name / "checkpoints" / "last.ckpt", weights_only=True)[
+            "state_dict"
+        ]
         for name in ("plain", "compiled")
     ]
     assert states[0].keys() == states[1].keys()
     for name, weights in states[0].items():
         torch.testing.assert_close(weights, states[1][name], atol=1e-4, rtol=1e-3)
     again = "--resume compiled --trainer.max_epochs 2 --compile false"
-    run(sys.executable, "main.py", "fit", *again.split(), cwd=project, RUNS_ROOT=str(tmp_path / "runs"))
+    run(
+        sys.executable,
+        "main.py",
+        "fit",
+        *again.split(),
+        cwd=project,
+        RUNS_ROOT=str(tmp_path / "runs"),
+    )
 
 
 def test_without_a_gpu_a_sharded_model_is_refused_in_one_line(command: Commands) -> None:
@@ -122,7 +148,9 @@ def test_without_a_gpu_a_sharded_model_is_refused_in_one_line(command: Commands)
     assert wrong.err.startswith("error: --trainer.strategy.sharding_strategy: ")
 
 
-def test_a_run_whose_strategy_restores_late_keeps_its_rows_and_its_learning_rate(command: Commands) -> None:
+def test_a_run_whose_strategy_restores_late_keeps_its_rows_and_its_learning_rate(
+    command: Commands,
+) -> None:
     late = "--trainer.strategy test_overlays.Late --trainer.strategy.device cpu --trainer.accelerator cpu"
     whole = command(f"fit --config @digits {late} {BRIEF} --trainer.max_epochs 3").run
     part = command(f"fit --config @digits {late} {BRIEF} --trainer.max_epochs 2").run
@@ -155,9 +183,13 @@ def test_a_sharded_model_leaves_checkpoints_like_any_other_and_goes_on_from_them
     ran("r-fsdp", f"{two} --trainer.strategy sharded.OnCpu {wrapped} --trainer.max_epochs 1")
     fsdp = ran("r-fsdp", "fit --resume r-fsdp --trainer.max_epochs 2")
     assert rows(fsdp) == rows(ddp)
-    ours, theirs = (torch.load(one / "checkpoints" / "last.ckpt", weights_only=True) for one in (fsdp, ddp))
+    ours, theirs = (
+        torch.load(one / "checkpoints" / "last.ckpt", weights_only=True) for one in (fsdp, ddp)
+    )
     for name, value in theirs["state_dict"].items():
         assert torch.equal(ours["state_dict"][name], value), name
     one = "--trainer.devices 1 --trainer.strategy auto"
-    tested = [rows(ran(f"t-{name}", f"test --ckpt_path {name} {one}")) for name in ("r-fsdp", "r-ddp")]
+    tested = [
+        rows(ran(f"t-{name}", f"test --ckpt_path {name} {one}")) for name in ("r-fsdp", "r-ddp")
+    ]
     assert tested[0] == tested[1]

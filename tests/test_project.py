@@ -63,7 +63,9 @@ def test_its_own_tests_pass(whole: Path, run: Run) -> None:
 def test_it_installs_into_a_fresh_environment_and_its_own_commands_work_there(
     bake: Bake, run: Run, tmp_path: Path
 ) -> None:
-    hostile = dict.fromkeys(("project_name", "description", "author_name"), 'Jo\'s "best", {{ x }} \\\nof C:\\new')
+    hostile = dict.fromkeys(
+        ("project_name", "description", "author_name"), 'Jo\'s "best", {{ x }} \\\nof C:\\new'
+    )
     fresh = bake(tmp_path, project_slug="my-project", package_name="my_project", **hostile)
     torch = re.search(r"^torch==.*$", (TEMPLATE / "requirements.txt").read_text(), re.MULTILINE)
     assert torch
@@ -73,13 +75,21 @@ def test_it_installs_into_a_fresh_environment_and_its_own_commands_work_there(
     assert "test" in run(*make, "train", cwd=fresh, PIP_CONSTRAINT=str(constraints))
     python = fresh / ".venv/bin/python"
     run(python, "-m", "pip", "check", cwd=fresh)
-    steps = yaml.safe_load((fresh / ".github/workflows/ci.yml").read_text())["jobs"]["test"]["steps"]
-    check, test, train = [run("bash", "-ec", step["run"], cwd=fresh) for step in steps if "run" in step]
+    steps = yaml.safe_load((fresh / ".github/workflows/ci.yml").read_text())["jobs"]["test"][
+        "steps"
+    ]
+    check, test, train = [
+        run("bash", "-ec", step["run"], cwd=fresh) for step in steps if "run" in step
+    ]
     assert "Success: no issues found" in check
     assert " passed" in test
     assert "--config configs/debug.yaml" in train
     run("git", "init", "--quiet", cwd=fresh)
     run("git", "add", "--all", cwd=fresh)
     run(*make, "fix", cwd=fresh)
-    assert not run("git", "diff", "--name-only", cwd=fresh), "`make fix` changed what `make check` had passed"
-    assert not run("git", "ls-files", "--others", "--exclude-standard", cwd=fresh), "a command left files behind"
+    assert not run("git", "diff", "--name-only", cwd=fresh), (
+        "`make fix` changed what `make check` had passed"
+    )
+    assert not run("git", "ls-files", "--others", "--exclude-standard", cwd=fresh), (
+        "a command left files behind"
+    )

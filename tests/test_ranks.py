@@ -15,8 +15,19 @@ COLLECTIVES = re.compile(
     "barrier|broadcast|(all_)?reduce|(all_)?gather(_object)?|broadcast_object_list|save_checkpoint"
     "|log_dir"  # of a trainer: Lightning broadcasts it
 )
-RANKS = {"is_global_zero", "global_rank", "local_rank", "node_rank", "rank", "RANK", "LOCAL_RANK", "rank_zero_only"}
-HOOKS = re.compile(r"setup|teardown|(load_)?state_dict|(on|before|after|configure)_\w+|\w+_step|\w+_dataloader")
+RANKS = {
+    "is_global_zero",
+    "global_rank",
+    "local_rank",
+    "node_rank",
+    "rank",
+    "RANK",
+    "LOCAL_RANK",
+    "rank_zero_only",
+}
+HOOKS = re.compile(
+    r"setup|teardown|(load_)?state_dict|(on|before|after|configure)_\w+|\w+_step|\w+_dataloader"
+)
 WRITES = {"write_text", "write_bytes", "mkdir", "touch", "unlink", "rmdir", "rename"}
 OF_WANDB = {
     "engine/wandb_logger.py",
@@ -48,7 +59,9 @@ def places(node: ast.AST, function: str = "", alone: bool = False) -> Iterator[P
     if isinstance(node, ast.FunctionDef):
         function, alone = node.name, alone or any(map(asks_for_rank, node.decorator_list))
     branches = isinstance(node, ast.If | ast.While | ast.IfExp) and asks_for_rank(node.test)
-    wraps = isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and asks_for_rank(node.func)
+    wraps = (
+        isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and asks_for_rank(node.func)
+    )
     for name, value in ast.iter_fields(node):
         here = alone or wraps or (branches and name != "test")
         for part in value if isinstance(value, list) else [value]:
@@ -61,14 +74,21 @@ def places(node: ast.AST, function: str = "", alone: bool = False) -> Iterator[P
 
 def collective_of_some_ranks(file: str, tree: ast.Module) -> Iterator[ast.AST]:
     for node, _, alone in places(tree):
-        logs = isinstance(node, ast.Attribute) and re.match(r"(self|pl_module|module)\.log(_dict)?$", ast.unparse(node))
+        logs = isinstance(node, ast.Attribute) and re.match(
+            r"(self|pl_module|module)\.log(_dict)?$", ast.unparse(node)
+        )
         if alone and isinstance(node, ast.Attribute) and (logs or COLLECTIVES.fullmatch(node.attr)):
             yield node
 
 
 def line_of_every_rank(file: str, tree: ast.Module) -> Iterator[ast.AST]:
     for node, function, alone in places(tree):
-        if isinstance(node, ast.Name) and node.id == "print" and HOOKS.fullmatch(function) and not alone:
+        if (
+            isinstance(node, ast.Name)
+            and node.id == "print"
+            and HOOKS.fullmatch(function)
+            and not alone
+        ):
             yield node
 
 
@@ -76,7 +96,9 @@ def file_of_every_rank(file: str, tree: ast.Module) -> Iterator[ast.AST]:
     for node, function, alone in places(tree):
         if isinstance(node, ast.Call) and HOOKS.fullmatch(function) and not alone:
             name = getattr(node.func, "attr", getattr(node.func, "id", ""))
-            mode = ast.unparse(node.args[-1]) if node.args[isinstance(node.func, ast.Name) :] else ""
+            mode = (
+                ast.unparse(node.args[-1]) if node.args[isinstance(node.func, ast.Name) :] else ""
+            )
             if name in WRITES or (name == "open" and re.search("[wax]", mode)):
                 yield node
 
@@ -86,23 +108,39 @@ def mean_of_means(file: str, tree: ast.Module) -> Iterator[ast.AST]:
     for node in ast.walk(tree):
         if isinstance(node, ast.keyword) and node.arg == "sync_dist":
             yield node.value
-    for kind in (node for node in ast.walk(tree) if isinstance(node, ast.ClassDef) and file in RESEARCH):
-        methods = {method.name: method for method in kind.body if isinstance(method, ast.FunctionDef)}
+    for kind in (
+        node for node in ast.walk(tree) if isinstance(node, ast.ClassDef) and file in RESEARCH
+    ):
+        methods = {
+            method.name: method for method in kind.body if isinstance(method, ast.FunctionDef)
+        }
         todo: list[str] = [name for name in ("validation_step", "test_step") if name in methods]
         for name in todo:  # and what they call
-            metrics = [arg.arg for arg in methods[name].args.args if "Metric" in ast.unparse(arg.annotation or arg)]
+            metrics = [
+                arg.arg
+                for arg in methods[name].args.args
+                if "Metric" in ast.unparse(arg.annotation or arg)
+            ]
             for call in (node for node in ast.walk(methods[name]) if isinstance(node, ast.Call)):
                 called = re.sub(r"^self\.", "", ast.unparse(call.func))
                 todo += {called} & methods.keys() - {*todo}
                 value = ast.unparse(call.args[-1]) if call.args else ""
-                if called in ("log", "log_dict") and value not in metrics and not re.fullmatch(r"self\.\w+", value):
+                if (
+                    called in ("log", "log_dict")
+                    and value not in metrics
+                    and not re.fullmatch(r"self\.\w+", value)
+                ):
                     yield call
 
 
 def wandb_elsewhere(file: str, tree: ast.Module) -> Iterator[ast.AST]:
     """`wandb.run` is None on all ranks but one, so whatever touches W&B has to know of ranks."""
     for node, function, _ in places(tree):
-        names = [name.name for name in getattr(node, "names", ())] if isinstance(node, ast.Import) else []
+        names = (
+            [name.name for name in getattr(node, "names", ())]
+            if isinstance(node, ast.Import)
+            else []
+        )
         names += [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
         known = file in OF_WANDB
         if not known and any(name.split(".")[0] == "wandb" for name in names):
@@ -112,7 +150,13 @@ def wandb_elsewhere(file: str, tree: ast.Module) -> Iterator[ast.AST]:
 Rule = Callable[[str, ast.Module], Iterator[ast.AST]]
 RULES: dict[str, Rule] = {
     rule.__name__: rule
-    for rule in (collective_of_some_ranks, line_of_every_rank, file_of_every_rank, mean_of_means, wandb_elsewhere)
+    for rule in (
+        collective_of_some_ranks,
+        line_of_every_rank,
+        file_of_every_rank,
+        mean_of_means,
+        wandb_elsewhere,
+    )
 }
 PLANTED = [  # each line that must be caught says so
     (

@@ -12,14 +12,25 @@ README = (SOURCES / "README.md").read_text(encoding="utf-8")
 LINES = command_lines(README)
 TRAINING = [line for line in LINES if line.startswith("python main.py fit")]
 FLAGS = [
-    code for code in re.findall(r"`(--[^`]+)`", README) if not re.search("config|ckpt_path|init_from|resume|help", code)
+    code
+    for code in re.findall(r"`(--[^`]+)`", README)
+    if not re.search("config|ckpt_path|init_from|resume|help", code)
 ]
-VALUES = {"--model.lr": "0.1", "--data.num_workers": "1", "--runs_root": ".", "--trainer.max_time": "00:00:01:00"}
+VALUES = {
+    "--model.lr": "0.1",
+    "--data.num_workers": "1",
+    "--runs_root": ".",
+    "--trainer.max_time": "00:00:01:00",
+}
 INSTALLATION = ["python3 -m venv .venv", ". .venv/bin/activate", 'pip install --editable ".[dev]"']
 
 
 def test_there_is_no_command_of_a_kind_that_no_test_runs() -> None:
-    kinds = [line for line in LINES if line not in (*TRAINING, *INSTALLATION) and not line.startswith("make ")]
+    kinds = [
+        line
+        for line in LINES
+        if line not in (*TRAINING, *INSTALLATION) and not line.startswith("make ")
+    ]
     test_wandb = "python main.py test --config configs/digits.yaml --ckpt_path wandb:ENTITY/PROJECT/model-RUN:best"
     syncs = ["python main.py sync", "python main.py sync RUN"]
     sweeps = ["wandb sweep configs/sweep.yaml", "wandb agent ENTITY/PROJECT/SWEEP"]
@@ -34,9 +45,18 @@ def test_there_is_no_command_of_a_kind_that_no_test_runs() -> None:
 
 
 @pytest.mark.parametrize("line", TRAINING)
-def test_a_training_command_trains(line: str, command: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_training_command_trains(
+    line: str, command: Commands, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(command.project)
-    short = ["--trainer.limit_train_batches", "2", "--trainer.max_epochs", "1", "--trainer.log_every_n_steps", "1"]
+    short = [
+        "--trainer.limit_train_batches",
+        "2",
+        "--trainer.max_epochs",
+        "1",
+        "--trainer.log_every_n_steps",
+        "1",
+    ]
     outcome = command([*shlex.split(line)[2:], *short])
     assert (outcome.code, outcome.err) == (0, ""), outcome.err
     assert (outcome.run is None) == ("--print_config" in line)
@@ -80,7 +100,9 @@ def test_the_tree_of_a_run_is_true(command: Commands) -> None:
     assert {path.name for path in run.iterdir()} == tree
 
 
-def test_every_make_target_that_the_text_names_exists(command: Commands, run: Run, tmp_path: Path) -> None:
+def test_every_make_target_that_the_text_names_exists(
+    command: Commands, run: Run, tmp_path: Path
+) -> None:
     targets = {line.split()[1] for line in LINES if line.startswith("make ")}
     assert targets == {"train", "test", "check", "fix"}
     for target in targets:

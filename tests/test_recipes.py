@@ -93,13 +93,18 @@ class Project:
     def runs(self) -> list[Path]:
         """The runs that were made here, the oldest first."""
         made = {file.parent for file in self.folder.glob("runs/*/config.yaml")}
-        return sorted((run for run in made if run.name not in self.names.values()), key=os.path.getctime)
+        return sorted(
+            (run for run in made if run.name not in self.names.values()), key=os.path.getctime
+        )
 
 
 @pytest.fixture(scope="module")
 def two_runs(command: Commands) -> list[Path]:
     """Runs of the example: one that learns and one that hardly does."""
-    runs = [command(f"fit --config @digits --trainer.max_epochs 3 --model.lr {lr}").run for lr in (0.005, 0.0001)]
+    runs = [
+        command(f"fit --config @digits --trainer.max_epochs 3 --model.lr {lr}").run
+        for lr in (0.005, 0.0001)
+    ]
     return [run for run in runs if run]
 
 
@@ -108,7 +113,10 @@ def project(bake: Bake, tmp_path: Path, two_runs: list[Path]) -> Project:
     folder = bake(tmp_path, package_name="odd_duck", project_slug="Odd.Duck")
     for run in two_runs:
         shutil.copytree(run, folder / "runs" / run.name, symlinks=True)
-    env = environment(tmp_path / "e") | {"PIP_DRY_RUN": "1", "PIP_NO_INDEX": "1"}  # no test installs anything
+    env = environment(tmp_path / "e") | {
+        "PIP_DRY_RUN": "1",
+        "PIP_NO_INDEX": "1",
+    }  # no test installs anything
     env["PATH"] = f"{Path(sys.executable).parent}:{env['PATH']}"
     return Project(folder, env, NAMES | {"RUN": two_runs[0].name, "OTHER": two_runs[1].name})
 
@@ -123,7 +131,9 @@ def logged(run: Path, name: str) -> list[float]:
 
 
 def test_every_recipe_is_in_the_table_of_recipes_and_has_a_test() -> None:
-    listed = re.findall(r"^\| \[(\S+)\]\((\S+)\) \|", (RECIPES / "README.md").read_text(), re.MULTILINE)
+    listed = re.findall(
+        r"^\| \[(\S+)\]\((\S+)\) \|", (RECIPES / "README.md").read_text(), re.MULTILINE
+    )
     assert sorted(listed) == [(page.name, page.name) for page in PAGES]
     tests = Path(__file__).read_text()
     assert [page.name for page in PAGES if f'"{page.name}")' not in tests] == []
@@ -160,7 +170,9 @@ def test_several_runs_are_compared_in_one_picture(project: Project) -> None:
     picture, accuracy = project.take("compare.md")
     project(picture)
     colours = matplotlib.image.imread(project.folder / "compare.png")[..., :3]
-    thirds = [colours[:, n * colours.shape[1] // 3 : (n + 1) * colours.shape[1] // 3] for n in range(3)]
+    thirds = [
+        colours[:, n * colours.shape[1] // 3 : (n + 1) * colours.shape[1] // 3] for n in range(3)
+    ]
     for third in thirds:
         for colour in ((31, 119, 180), (255, 127, 14)):  # matplotlib's first two
             assert (abs(third * 255 - colour).max(axis=2) < 2).sum() > 200
@@ -183,13 +195,17 @@ def test_a_run_is_seen_in_a_terminal(project: Project) -> None:
     child, descriptor = pty.fork()
     if not child:
         os.chdir(project.folder)
-        os.execvpe("bash", ("bash", "-c", f"exec {viewer}"), project.env | {"TERM": "xterm-256color"})
+        os.execvpe(
+            "bash", ("bash", "-c", f"exec {viewer}"), project.env | {"TERM": "xterm-256color"}
+        )
     fcntl.ioctl(descriptor, termios.TIOCSWINSZ, struct.pack("HHHH", 50, 160, 0, 0))
 
     def shows(*names: str) -> bool:
         """Feeds the screen until it has these names, or the viewer has ended, for 30 seconds at most."""
         end = time.monotonic() + 30
-        while time.monotonic() < end and not (names and all(name in "\n".join(screen.display) for name in names)):
+        while time.monotonic() < end and not (
+            names and all(name in "\n".join(screen.display) for name in names)
+        ):
             if select.select([descriptor], [], [], 0.2)[0]:
                 try:
                     terminal.feed(os.read(descriptor, 65536))
@@ -198,7 +214,9 @@ def test_a_run_is_seen_in_a_terminal(project: Project) -> None:
         return time.monotonic() < end
 
     try:
-        assert shows("train/loss", "val/acc", "val/loss", "best/val/acc", "Finished"), "\n".join(screen.display)
+        assert shows("train/loss", "val/acc", "val/loss", "best/val/acc", "Finished"), "\n".join(
+            screen.display
+        )
         os.write(descriptor, b"h")
         assert shows("Toggle this help screen"), "\n".join(screen.display)
         os.write(descriptor, b"hq")
@@ -245,7 +263,9 @@ def test_a_logger_of_ones_own_gets_everything_beside_wandb_and_alone(project: Pr
         project(command)
     both, single, events = project.runs()
     for run in (both, single):
-        config, *rows = [json.loads(line) for line in (run / "lines.jsonl").read_text().splitlines()]
+        config, *rows = [
+            json.loads(line) for line in (run / "lines.jsonl").read_text().splitlines()
+        ]
         about = config.pop("run")
         assert config == yaml.safe_load((run / "config.yaml").read_text())
         assert about["folder"] == str(run)
@@ -255,7 +275,9 @@ def test_a_logger_of_ones_own_gets_everything_beside_wandb_and_alone(project: Pr
                 float(f"{value:.{digits}g}") for value in logged(run, name)
             ]
         assert [row["step"] for row in rows if "val/acc" in row] == [18, 37, 56]
-    assert [row["val/acc"] for row in recorded(both).history if "val/acc" in row] == logged(both, "val/acc")
+    assert [row["val/acc"] for row in recorded(both).history if "val/acc" in row] == logged(
+        both, "val/acc"
+    )
     assert not (single / "wandb").exists()
     (file,) = events.rglob("events.out.tfevents.*")
     assert b"val/acc" in file.read_bytes()
@@ -335,7 +357,9 @@ class Hooks(Callback):
 
 
 @pytest.mark.slow
-def test_media_arrive_once_at_their_step_and_change_no_training(project: Project, wandb_server: WandbServer) -> None:
+def test_media_arrive_once_at_their_step_and_change_no_training(
+    project: Project, wandb_server: WandbServer
+) -> None:
     install, command = project.take("media.md")
     project(install)
     plain = project.folder / "runs" / project.names["RUN"]
@@ -369,16 +393,27 @@ def test_a_notebook_trains_and_shows_the_worst_samples(project: Project) -> None
     import matplotlib.image
 
     notebook = json.loads(project.filled((RECIPES / "notebook.ipynb").read_text()))
-    assert [cell for cell in notebook["cells"] if cell.get("outputs") or cell.get("execution_count")] == []
-    titles = notebook["cells"][-1] | {"id": "titles", "source": "[panel.get_title() for panel in panels.flat]"}
+    assert [
+        cell for cell in notebook["cells"] if cell.get("outputs") or cell.get("execution_count")
+    ] == []
+    titles = notebook["cells"][-1] | {
+        "id": "titles",
+        "source": "[panel.get_title() for panel in panels.flat]",
+    }
     notebook["cells"].append(titles)
     file = project.folder / "notebook.ipynb"
     file.write_text(json.dumps(notebook))
     project("jupyter execute --inplace --timeout=300 notebook.ipynb")
-    outputs = [output for cell in json.loads(file.read_text())["cells"] for output in cell.get("outputs", ())]
+    outputs = [
+        output
+        for cell in json.loads(file.read_text())["cells"]
+        for output in cell.get("outputs", ())
+    ]
     assert {output.get("name", "stdout") for output in outputs} == {"stdout"}, outputs
     assert "epoch 4   step 95 " in "".join("".join(output.get("text", ())) for output in outputs)
-    (picture,) = [output["data"]["image/png"] for output in outputs if "image/png" in output.get("data", ())]
+    (picture,) = [
+        output["data"]["image/png"] for output in outputs if "image/png" in output.get("data", ())
+    ]
     shades = matplotlib.image.imread(io.BytesIO(base64.b64decode(picture)))
     assert shades.shape[1] > 1000
     (run,) = project.runs()
@@ -386,7 +421,9 @@ def test_a_notebook_trains_and_shows_the_worst_samples(project: Project) -> None
     data = importlib.import_module("odd_duck.data").Digits()
     data.setup("validate")
     images, labels = data.val.tensors
-    losses, order = torch.nn.functional.cross_entropy(model(images), labels, reduction="none").sort(descending=True)
+    losses, order = torch.nn.functional.cross_entropy(model(images), labels, reduction="none").sort(
+        descending=True
+    )
     shown = ast.literal_eval("".join(outputs[-1]["data"]["text/plain"]))
     expected = [
         f"{labels[index]}, taken for {model(images[index][None]).argmax()}\nloss {loss:.2f}"
@@ -411,7 +448,11 @@ def test_a_search_that_is_killed_goes_on_with_all_it_had(project: Project) -> No
     runs, log = project.folder / "runs", project.folder.parent / "search.txt"
     storage = optuna.storages.JournalStorage(JournalFileBackend(str(runs / "search.journal")))
     study = optuna.create_study(storage=storage, study_name="search", direction="maximize")
-    for lr, width in ((0.001, 16), (0.0015, 16), (0.01, 64)):  # the last learns so fast that none gives it up
+    for lr, width in (
+        (0.001, 16),
+        (0.0015, 16),
+        (0.01, 64),
+    ):  # the last learns so fast that none gives it up
         study.enqueue_trial({"lr": lr, "width": width})
 
     def run_of(trial: optuna.trial.FrozenTrial) -> Path:
@@ -420,7 +461,9 @@ def test_a_search_that_is_killed_goes_on_with_all_it_had(project: Project) -> No
     def in_the_middle(number: int) -> Path | None:
         """The run of a trial, once it has logged and saved."""
         run = runs / study.trials[number].user_attrs.get("run", "none")
-        return run if (run / "checkpoints" / "last.ckpt").exists() and logged(run, "val/acc") else None
+        return (
+            run if (run / "checkpoints" / "last.ckpt").exists() and logged(run, "val/acc") else None
+        )
 
     started: list[int] = []
 
@@ -438,10 +481,16 @@ def test_a_search_that_is_killed_goes_on_with_all_it_had(project: Project) -> No
             eventually(lambda: in_the_middle(0))
             kill(search)
             (orphan,) = started
-            signal.pidfd_send_signal(orphan, signal.SIGSTOP)  # so that it surely outlives the search for a while
+            signal.pidfd_send_signal(
+                orphan, signal.SIGSTOP
+            )  # so that it surely outlives the search for a while
             search = project.start(command, screen)
             time.sleep(10)
-            assert [trial.state.name for trial in study.trials] == ["RUNNING", "WAITING", "WAITING"], "two at once"
+            assert [trial.state.name for trial in study.trials] == [
+                "RUNNING",
+                "WAITING",
+                "WAITING",
+            ], "two at once"
             signal.pidfd_send_signal(orphan, signal.SIGCONT)
             torn = eventually(lambda: in_the_middle(2))
             kill(search)
@@ -467,7 +516,9 @@ def test_a_search_that_is_killed_goes_on_with_all_it_had(project: Project) -> No
         assert ended[again].params == ended[killed].params
         assert run_of(ended[again]) == run_of(ended[killed])
         assert ended[again].state == TrialState.COMPLETE
-    assert [row["val/acc"] for row in table(torn)][: len(before)] == [row["val/acc"] for row in before]
+    assert [row["val/acc"] for row in table(torn)][: len(before)] == [
+        row["val/acc"] for row in before
+    ]
     for trial in finished:
         steps = [int(row["step"]) for row in table(run_of(trial)) if row["val/acc"]]
         assert steps == [19 * epoch + 18 for epoch in range(len(steps))]

@@ -34,15 +34,24 @@ def linked(server: WandbServer, collection: str = "digits") -> list[tuple[str, s
     portfolio = server.collections[collection]
     assert (portfolio.entity, portfolio.portfolio) == ("organization-entity", True)
     versions = [one.artifact for one in portfolio.members]
-    return [(one.collection.name, portfolio.project, one.metadata["step"], one.files["model.ckpt"]) for one in versions]
+    return [
+        (one.collection.name, portfolio.project, one.metadata["step"], one.files["model.ckpt"])
+        for one in versions
+    ]
 
 
 def best(server: WandbServer, run: Path) -> list[tuple[str, str, int, bytes]]:
     """What is to be found there of a run."""
-    (artifact,) = [one.artifact for one in server.collections[f"model-{run.name}"].members if "best" in one.aliases]
+    (artifact,) = [
+        one.artifact
+        for one in server.collections[f"model-{run.name}"].members
+        if "best" in one.aliases
+    ]
     (file,) = run.glob("checkpoints/epoch*.ckpt")
     assert artifact.files["model.ckpt"] == file.read_bytes()
-    return [(f"model-{run.name}", "wandb-registry-model", artifact.metadata["step"], file.read_bytes())]
+    return [
+        (f"model-{run.name}", "wandb-registry-model", artifact.metadata["step"], file.read_bytes())
+    ]
 
 
 def synced(command: Commands, run: Path, code: int = 0) -> str:
@@ -82,7 +91,9 @@ def test_the_best_checkpoint_is_linked_when_a_fit_ends_and_by_no_other_verb(
 
 
 def test_an_offline_run_is_linked_once_by_sync(online: WandbServer, command: Commands) -> None:
-    _, run = trained(command, f"{LINKED} --trainer.logger.offline true --trainer.logger.log_model all")
+    _, run = trained(
+        command, f"{LINKED} --trainer.logger.offline true --trainer.logger.log_model all"
+    )
     assert not online.requests
     assert (run / WISH).read_text() == TARGET
     assert synced(command, run).startswith("sent ")
@@ -121,10 +132,14 @@ def test_a_run_that_fails_or_is_stopped_links_nothing_even_if_its_start_before_w
     _, run = trained(command, f"{LINKED} --trainer.logger.offline true")
     assert (run / WISH).exists()
     failing = event(f"failing_by_{how}", fail, "on_train_epoch_start")
-    outcome = command(f"fit --resume {run.name} --trainer.max_epochs 3 --trainer.logger.offline false{failing}")
+    outcome = command(
+        f"fit --resume {run.name} --trainer.max_epochs 3 --trainer.logger.offline false{failing}"
+    )
     assert outcome.code == code, outcome
     synced(command, run)
-    assert "best" in {alias for one in online.collections[f"model-{run.name}"].members for alias in one.aliases}
+    assert "best" in {
+        alias for one in online.collections[f"model-{run.name}"].members for alias in one.aliases
+    }
     assert online.count("LinkArtifact") == 0
 
 
@@ -136,7 +151,9 @@ def test_a_registry_that_refuses_is_one_line_and_sync_tries_again(
     outcome, run = trained(command, LINKED.replace("model/digits", name))
     reason = "permission denied" if name == "model/digits" else "wandb-registry-missing not found"
     said = rf"W&B did not link model-{run.name}:best to wandb-registry-{name}: [^\n]*{reason}[^\n]*"
-    (line,) = [line for line in outcome.out.splitlines() if "W&B did not" in line or "has not all" in line]
+    (line,) = [
+        line for line in outcome.out.splitlines() if "W&B did not" in line or "has not all" in line
+    ]
     assert re.fullmatch(rf"warning: {said}; to try again: python \S+ sync \S+{run.name}", line)
     assert [file.name for file in run.glob("uploads/*")] == ["registry"]
     assert (online.runs[run.name].state, online.runs[run.name].exit_code) == ("finished", 0)
@@ -150,7 +167,13 @@ def test_a_registry_that_refuses_is_one_line_and_sync_tries_again(
 
 
 def test_a_target_of_another_form_is_one_line_before_the_training(command: Commands) -> None:
-    for target in ("digits", "wandb-registry-model", "model/digits", "team/wandb-registry-model/digits", "a/b:c"):
+    for target in (
+        "digits",
+        "wandb-registry-model",
+        "model/digits",
+        "team/wandb-registry-model/digits",
+        "a/b:c",
+    ):
         outcome = command(f"{FIT} --trainer.logger.registry {target}")
         said = f"error: trainer.logger.registry: expected wandb-registry-NAME/COLLECTION, got {target}\n"
         assert (outcome.code, outcome.err, outcome.run) == (2, said, None)
@@ -186,7 +209,11 @@ def test_the_best_checkpoint_is_linked_even_if_an_earlier_start_saved_it(
     assert ("nothing was left to train" in outcome.out) == (epochs == 2)
     (expected,) = best(online, run)
     assert linked(online) == [expected]
-    steps = [one.artifact.metadata["step"] for one in online.collections[f"model-{run.name}"].members]
+    steps = [
+        one.artifact.metadata["step"] for one in online.collections[f"model-{run.name}"].members
+    ]
     assert steps == sorted({expected[2], 3 * epochs})
-    (latest,) = [one for one in online.collections[f"model-{run.name}"].members if "latest" in one.aliases]
+    (latest,) = [
+        one for one in online.collections[f"model-{run.name}"].members if "latest" in one.aliases
+    ]
     assert latest.artifact.metadata["step"] == steps[-1]

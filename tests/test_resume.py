@@ -171,9 +171,15 @@ def theirs(command: Commands, tmp_path_factory: pytest.TempPathFactory) -> Itera
         ("--data resumable.NoisyDigits --data.sampler weighted", 7),
         ("--data resumable.NoisyDigits --data.sampler generator", 7),
         ("--data resumable.Several --model resumable.Pairs --trainer.limit_train_batches 1.0", 13),
-        ("--data resumable.Several --data.num_workers 1 --model resumable.Pairs --trainer.limit_train_batches 1.0", 13),
+        (
+            "--data resumable.Several --data.num_workers 1 --model resumable.Pairs --trainer.limit_train_batches 1.0",
+            13,
+        ),
         ("--model resumable.Logs", 7),
-        ("--model resumable.Logs --trainer.accumulate_grad_batches 2 --trainer.log_every_n_steps 2", 3),
+        (
+            "--model resumable.Logs --trainer.accumulate_grad_batches 2 --trainer.log_every_n_steps 2",
+            3,
+        ),
         ("--model resumable.Manual --callbacks.last_checkpoint.every_n_train_steps 2", 7),
         (f"{CYCLE} --trainer.val_check_interval 0.5", 5),
         (f"{PLATEAU}", 7),
@@ -205,7 +211,9 @@ def test_any_checkpoint_leads_to_the_same_weights_and_rows(
 
 
 @pytest.mark.parametrize("data", ["resumable.Streamed", "resumable.Batched"])
-def test_data_that_cannot_be_taken_up_anywhere_are_left_alone_and_a_line_says_so(data: str, command: Commands) -> None:
+def test_data_that_cannot_be_taken_up_anywhere_are_left_alone_and_a_line_says_so(
+    data: str, command: Commands
+) -> None:
     first = command(f"{LINE} --data {data} --callbacks.last_checkpoint.every_n_train_steps 3")
     assert (first.code, first.err) == (0, ""), first.error or first.err
     (line,) = [line for line in first.out.splitlines() if "bit-for-bit" in line]

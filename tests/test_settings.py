@@ -89,9 +89,7 @@ def assert_quiet(outcome: Outcome) -> None:
     assert (outcome.code, outcome.err) == (0, "")
 
 
-@pytest.mark.parametrize(
-    "settings", [*((one,) for one in SETTINGS), *together()], ids=" ".join
-)
+@pytest.mark.parametrize("settings", [*((one,) for one in SETTINGS), *together()], ids=" ".join)
 def test_settings_work_alone_and_together_and_leave_what_they_should(
     settings: tuple[str, ...], command: Commands
 ) -> None:
@@ -115,11 +113,17 @@ def test_all_callbacks_can_be_off_at_once(command: Commands) -> None:
     outcome = command(f"{SHORT} {' '.join(OFF)} --trainer.logger false")
     assert_quiet(outcome)
     assert outcome.run is not None
-    assert sorted(path.name for path in outcome.run.iterdir()) == [".lock", "config.yaml", "metrics.csv"]
+    assert sorted(path.name for path in outcome.run.iterdir()) == [
+        ".lock",
+        "config.yaml",
+        "metrics.csv",
+    ]
 
 
 def test_a_link_to_the_last_checkpoint_stays_a_link(command: Commands) -> None:
-    run = command(f"{SHORT} --trainer.logger false --callbacks.checkpoint.save_last link --callbacks.last_checkpoint null").run
+    run = command(
+        f"{SHORT} --trainer.logger false --callbacks.checkpoint.save_last link --callbacks.last_checkpoint null"
+    ).run
     assert run is not None
     assert (run / "checkpoints" / "last.ckpt").is_symlink()
 
@@ -128,23 +132,35 @@ def test_a_dry_run_leaves_nothing_behind(command: Commands) -> None:
     assert command("fit --config @digits --trainer.fast_dev_run true").run is None
 
 
-@pytest.mark.parametrize(("logger", "file"), [("CSVLogger", "hparams.yaml"), ("TensorBoardLogger", "events.*")])
+@pytest.mark.parametrize(
+    ("logger", "file"), [("CSVLogger", "hparams.yaml"), ("TensorBoardLogger", "events.*")]
+)
 def test_another_logger_writes_into_the_runs_folder_and_gets_the_configuration(
     logger: str, file: str, command: Commands
 ) -> None:
     run = command(f"{SHORT} --trainer.logger {logger}").run
     assert run is not None
     assert list(run.rglob(file))
-    assert yaml.safe_load(next(run.rglob("hparams.yaml")).read_text())["model"]["init_args"]["lr"] == 0.002
+    assert (
+        yaml.safe_load(next(run.rglob("hparams.yaml")).read_text())["model"]["init_args"]["lr"]
+        == 0.002
+    )
 
 
-def test_a_flag_changes_one_field_of_a_callback_and_an_overlay_too(command: Commands, tmp_path: Path) -> None:
+def test_a_flag_changes_one_field_of_a_callback_and_an_overlay_too(
+    command: Commands, tmp_path: Path
+) -> None:
     overlay = tmp_path / "overlay.yaml"
     overlay.write_text("callbacks:\n  checkpoint:\n    init_args:\n      save_top_k: 2\n")
-    run = command(f"{SHORT} --trainer.logger false --config {overlay} --callbacks.early_stopping.patience 7").run
+    run = command(
+        f"{SHORT} --trainer.logger false --config {overlay} --callbacks.early_stopping.patience 7"
+    ).run
     assert run is not None
     callbacks = yaml.safe_load((run / "config.yaml").read_text())["callbacks"]
-    checkpoint, early_stopping = callbacks["checkpoint"]["init_args"], callbacks["early_stopping"]["init_args"]
+    checkpoint, early_stopping = (
+        callbacks["checkpoint"]["init_args"],
+        callbacks["early_stopping"]["init_args"],
+    )
     assert (checkpoint["save_top_k"], checkpoint["monitor"]) == (2, "$monitor")
     assert (early_stopping["patience"], early_stopping["mode"]) == (7, "$mode")
 
@@ -156,17 +172,24 @@ def test_flags_win_over_files_wherever_they_stand(command: Commands, tmp_path: P
     assert "lr: 0.25" in command(f"fit {words}").out
 
 
-@pytest.mark.parametrize("line", ["--help", "fit --help", "test -h", "predict --help", "fit --model.help Classifier"])
+@pytest.mark.parametrize(
+    "line", ["--help", "fit --help", "test -h", "predict --help", "fit --model.help Classifier"]
+)
 def test_help_is_given_wherever_it_is_asked_for(line: str, command: Commands) -> None:
     outcome = command(line)
     assert (outcome.code, outcome.err) == (0, "")
     assert ("--model.lr" if "Classifier" in line else "--config") in outcome.out
-    assert all(verb in outcome.out for verb in ("fit", "validate", "test", "predict")) or line != "--help"
+    assert (
+        all(verb in outcome.out for verb in ("fit", "validate", "test", "predict"))
+        or line != "--help"
+    )
 
 
 def test_the_optimizer_and_its_schedule_are_chosen_by_flags(command: Commands) -> None:
     schedule = "--model.lr_scheduler OneCycleLR --model.lr_scheduler.max_lr 0.4 --model.lr_scheduler.total_steps 100"
-    run = command(f"{SHORT} --trainer.logger false --model.optimizer SGD --model.lr 0.4 {schedule}").run
+    run = command(
+        f"{SHORT} --trainer.logger false --model.optimizer SGD --model.lr 0.4 {schedule}"
+    ).run
     assert run is not None
     with (run / "metrics.csv").open() as file:
         rates = [float(row["lr-SGD"]) for row in csv.DictReader(file) if row["lr-SGD"]]
@@ -183,7 +206,9 @@ def test_the_loggers_options_are_plain_options(command: Commands) -> None:
     assert len(list(run.glob("uploads/*.ckpt"))) == 2  # the best and the last, for `sync`
 
 
-def test_another_model_and_its_data_need_flags_and_one_overlay_alone(command: Commands, tmp_path: Path) -> None:
+def test_another_model_and_its_data_need_flags_and_one_overlay_alone(
+    command: Commands, tmp_path: Path
+) -> None:
     overlay = tmp_path / "boring.yaml"
     overlay.write_text(
         "trainer: {max_epochs: 1, limit_train_batches: 2, log_every_n_steps: 1}\n"

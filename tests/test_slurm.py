@@ -111,8 +111,15 @@ def steps(run: Path) -> list[int]:
 
 def exits(run: Path) -> list[int]:
     """What W&B's client recorded at the ends of the run, one after another."""
-    files = sorted(run.glob("wandb/*run-*/*.wandb"), key=lambda file: file.parent.name.partition("run-")[2])
-    ends = [record.exit for file in files for record in records(file) if record.WhichOneof("record_type") == "exit"]
+    files = sorted(
+        run.glob("wandb/*run-*/*.wandb"), key=lambda file: file.parent.name.partition("run-")[2]
+    )
+    ends = [
+        record.exit
+        for file in files
+        for record in records(file)
+        if record.WhichOneof("record_type") == "exit"
+    ]
     return [end.exit_code for end in ends]
 
 
@@ -121,25 +128,38 @@ def test_a_job_that_is_requeued_in_whatever_way_goes_on_in_the_same_run(cluster:
     with WandbServer() as server:
         head = "--ntasks-per-node 2 --gpus-per-node 2"
         words = f"{FIT} --trainer.max_epochs 5 --trainer.callbacks.steps [12,25]"
-        timed = cluster.submit("--time 3", SCRIPT, *words.split())  # SLURM looks after 90 seconds at the latest
-        job = Cluster(cluster.slurm, cluster.project, cluster.env | server.env()).submit(head, SCRIPT, *words.split())
+        timed = cluster.submit(
+            "--time 3", SCRIPT, *words.split()
+        )  # SLURM looks after 90 seconds at the latest
+        job = Cluster(cluster.slurm, cluster.project, cluster.env | server.env()).submit(
+            head, SCRIPT, *words.split()
+        )
         run = cluster.run(f"tests-{job}")
         seconds = {"from submission to step 12": cluster.held(run, 0, 2, job)}
 
-        cluster.slurm("scancel", "--signal=USR1", job)  # as --signal does: to all of the step, and not to the script
+        cluster.slurm(
+            "scancel", "--signal=USR1", job
+        )  # as --signal does: to all of the step, and not to the script
         until(lambda: "stopping " in cluster.screen(job), 10)
         (run / "held-0").touch()
-        seconds["from SIGUSR1 to the queue"] = until(lambda: cluster.slurm.job(job)["Restarts"] == "1", 60)
+        seconds["from SIGUSR1 to the queue"] = until(
+            lambda: cluster.slurm.job(job)["Restarts"] == "1", 60
+        )
         assert (server.runs[run.name].state, server.runs[run.name].exit_code) == ("preempted", 138)
         saved = step(run)
         seconds["to the next start's step 25"] = cluster.held(run, 1, 2, job)
 
-        cluster.slurm("scontrol", "requeue", job)  # as for a job of higher priority: SIGTERM, later SIGKILL
+        cluster.slurm(
+            "scontrol", "requeue", job
+        )  # as for a job of higher priority: SIGTERM, later SIGKILL
         until(lambda: cluster.screen(job).count("stopping ") == 2, 10)
         (run / "held-1").touch()
         cluster.ended(job, "COMPLETED", "0:0")
         screen = cluster.screen(job)
-        begun = [[int(n) for n in re.findall(rf"rank {rank} of 2 begins at (\d+)", screen)] for rank in (0, 1)]
+        begun = [
+            [int(n) for n in re.findall(rf"rank {rank} of 2 begins at (\d+)", screen)]
+            for rank in (0, 1)
+        ]
         assert begun == [[0, saved, 25]] * 2, str(begun)
         assert saved == 12
         assert screen.count(f"from     runs/{run.name}/checkpoints/last.ckpt") == 2
@@ -163,7 +183,9 @@ def test_a_job_that_is_requeued_in_whatever_way_goes_on_in_the_same_run(cluster:
 
 
 @pytest.mark.slow
-def test_each_task_of_an_array_is_a_run_and_scancel_leaves_a_checkpoint_and_no_process(cluster: Cluster) -> None:
+def test_each_task_of_an_array_is_a_run_and_scancel_leaves_a_checkpoint_and_no_process(
+    cluster: Cluster,
+) -> None:
     words = f"{FIT} --trainer.max_epochs 2 --trainer.callbacks.steps [12]"
     job = cluster.submit("--array 1-2 --export ALL,SLURM_EXACT=1", SCRIPT, *words.split())
     going, cancelled = (cluster.run(f"tests-{job}_{task}") for task in (1, 2))
@@ -185,21 +207,31 @@ def test_each_task_of_an_array_is_a_run_and_scancel_leaves_a_checkpoint_and_no_p
     assert (recorded(going).id, recorded(going).exit_code) == (going.name, 0)
     assert (step(going), steps(going)) == (38, [*range(38)])
 
-    again = cluster.submit("", SCRIPT, *f"--resume {cancelled.name} --trainer.callbacks null".split())
+    again = cluster.submit(
+        "", SCRIPT, *f"--resume {cancelled.name} --trainer.callbacks null".split()
+    )
     cluster.ended(again, "COMPLETED", "0:0")
     assert cluster.runs() == {going.name, cancelled.name}
     assert (step(cancelled), steps(cancelled)) == (38, [*range(38)])
     assert exits(cancelled) == [143, 0]
 
     with WandbServer() as server:  # which compute nodes could not reach
-        cluster.slurm("python", "main.py", "sync", cwd=cluster.project, env=cluster.env | server.env())
+        cluster.slurm(
+            "python", "main.py", "sync", cwd=cluster.project, env=cluster.env | server.env()
+        )
         for run in (going, cancelled):
-            rows = [row["trainer/global_step"] for row in server.runs[run.name].history if "train/loss" in row]
+            rows = [
+                row["trainer/global_step"]
+                for row in server.runs[run.name].history
+                if "train/loss" in row
+            ]
             assert (server.runs[run.name].state, rows) == ("finished", [*range(38)])
 
 
 @pytest.mark.slow
-def test_jobs_of_one_folder_and_sruns_of_one_allocation_are_runs_of_their_own(cluster: Cluster) -> None:
+def test_jobs_of_one_folder_and_sruns_of_one_allocation_are_runs_of_their_own(
+    cluster: Cluster,
+) -> None:
     words = f"{FIT} --trainer.max_epochs 1"
     across = cluster.submit("--nodes 2", SCRIPT, *words.split())
     srun = f"srun --ntasks 2 --exact python main.py fit {words} --trainer.devices 2"
@@ -223,16 +255,22 @@ def test_slurm_takes_each_command_of_the_readme(cluster: Cluster) -> None:
     lines = command_lines((cluster.project / "slurm" / "README.md").read_text())
     submitted = [shlex.split(line)[1:] for line in lines if line.startswith("sbatch ")]
     assert len(submitted) > 3
-    assert [line for line in lines if not line.startswith("sbatch ")] == ["python main.py sync"]  # in test_sync.py
+    assert [line for line in lines if not line.startswith("sbatch ")] == [
+        "python main.py sync"
+    ]  # in test_sync.py
     for words in submitted:
-        printed = cluster.slurm("sbatch", "--test-only", *words, cwd=cluster.project, env=cluster.env)
+        printed = cluster.slurm(
+            "sbatch", "--test-only", *words, cwd=cluster.project, env=cluster.env
+        )
         assert "to start at" in printed
         assert SCRIPT in words
     assert not (cluster.project / "runs").exists()
 
 
 @pytest.mark.slow
-def test_a_task_that_is_alone_takes_a_fresh_id_and_is_not_requeued_to_begin_anew(cluster: Cluster) -> None:
+def test_a_task_that_is_alone_takes_a_fresh_id_and_is_not_requeued_to_begin_anew(
+    cluster: Cluster,
+) -> None:
     words = f"{FIT} --trainer.max_epochs 2 --trainer.callbacks.steps [12]"
     fits = f"python main.py fit {words} & sleep 0.3; python main.py fit {words} & wait"
     (cluster.project / "alone.sh").write_text(f"#!/bin/bash\nsrun bash -c '{fits}'\n")
@@ -243,14 +281,27 @@ def test_a_task_that_is_alone_takes_a_fresh_id_and_is_not_requeued_to_begin_anew
     until(lambda: cluster.screen(job).count("stopping ") == 2, 10)
     for folder in held.iterdir():
         (folder / "held-0").touch()
-    until(lambda: cluster.slurm.job(job)["JobState"] in ("COMPLETED", "FAILED"), 60, lambda: cluster.screen(job))
+    until(
+        lambda: cluster.slurm.job(job)["JobState"] in ("COMPLETED", "FAILED"),
+        60,
+        lambda: cluster.screen(job),
+    )
     assert cluster.slurm.job(job)["Restarts"] == "0"
-    assert cluster.screen(job).count("warning: not requeued, for the job would begin a new run") == 2
+    assert (
+        cluster.screen(job).count("warning: not requeued, for the job would begin a new run") == 2
+    )
     assert all(re.match(r"r\d{6}-", name) for name in cluster.runs())
     assert [step(run) for run in held.iterdir()] == [12, 12]
 
 
-TASK = {"JOB_ID": "7", "CLUSTER_NAME": "c", "NTASKS": "2", "PROCID": "0", "LOCALID": "0", "NODEID": "0"}
+TASK = {
+    "JOB_ID": "7",
+    "CLUSTER_NAME": "c",
+    "NTASKS": "2",
+    "PROCID": "0",
+    "LOCALID": "0",
+    "NODEID": "0",
+}
 
 
 def test_a_command_without_srun_in_a_job_of_several_tasks_is_refused_instead_of_waiting_for_them(
@@ -260,10 +311,15 @@ def test_a_command_without_srun_in_a_job_of_several_tasks_is_refused_instead_of_
         monkeypatch.setenv(f"SLURM_{name}", value)
     outcome = command("fit --config @digits --config @debug")
     assert (outcome.code, outcome.run) == (2, None)
-    assert outcome.err == "error: SLURM: 2 tasks are asked for, of which this is none; begin the command with srun\n"
+    assert (
+        outcome.err
+        == "error: SLURM: 2 tasks are asked for, of which this is none; begin the command with srun\n"
+    )
 
 
-@pytest.mark.parametrize("shell", [{"JOB_NAME": "interactive"}, {"JOB_NAME": "bash", "STEP_ID": "0", "PTY_PORT": "1"}])
+@pytest.mark.parametrize(
+    "shell", [{"JOB_NAME": "interactive"}, {"JOB_NAME": "bash", "STEP_ID": "0", "PTY_PORT": "1"}]
+)
 def test_a_command_in_a_shell_of_salloc_or_srun_is_alone(
     command: Commands, monkeypatch: pytest.MonkeyPatch, shell: dict[str, str]
 ) -> None:

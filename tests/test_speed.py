@@ -11,7 +11,18 @@ from bakery import TEMPLATE, environment, in_terminal
 from conftest import Bake, Run
 
 Counts = dict[str, Any]
-HEAVY = {"IPython", "matplotlib", "onnx", "pandas", "pyarrow", "rich", "scipy", "sklearn", "tensorboard", "torchvision"}
+HEAVY = {
+    "IPython",
+    "matplotlib",
+    "onnx",
+    "pandas",
+    "pyarrow",
+    "rich",
+    "scipy",
+    "sklearn",
+    "tensorboard",
+    "torchvision",
+}
 
 
 @pytest.fixture(scope="module")
@@ -30,11 +41,15 @@ def counts(bake: Bake, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Co
     return results
 
 
-def test_a_step_calls_fewer_functions_than_that_of_a_plain_lightning(counts: dict[str, Counts]) -> None:
+def test_a_step_calls_fewer_functions_than_that_of_a_plain_lightning(
+    counts: dict[str, Counts],
+) -> None:
     assert counts["shipped"]["calls"] < 0.7 * counts["plain"]["calls"]
 
 
-def test_a_logged_value_stays_where_it_is_which_lightning_by_itself_does_not_see(counts: dict[str, Counts]) -> None:
+def test_a_logged_value_stays_where_it_is_which_lightning_by_itself_does_not_see(
+    counts: dict[str, Counts],
+) -> None:
     # Of its issue 20388; once the second line fails, `_ResultMetric.to` can be left alone.
     assert counts["shipped"]["moves"] <= 50 * 3
     assert counts["plain"]["moves"] > 50 * 20
@@ -56,4 +71,6 @@ def test_a_training_imports_nothing_that_it_does_not_need(counts: dict[str, Coun
 
 
 def test_the_benchmark_starts(run: Run, tmp_path: Path) -> None:
-    assert "rounds" in run(sys.executable, TEMPLATE / "benchmarks" / "bench.py", "--help", cwd=tmp_path)
+    assert "rounds" in run(
+        sys.executable, TEMPLATE / "benchmarks" / "bench.py", "--help", cwd=tmp_path
+    )

@@ -69,14 +69,24 @@ class Machine:
     def varied(self, name: str, parameters: Mapping[str, Any], **changes: Any) -> Sweep:
         """Registers a sweep like the one that is there, but over all combinations of these values."""
         config = yaml.safe_load((self.project / "configs" / "sweep.yaml").read_text())
-        given = {key: {"values" if isinstance(value, tuple) else "value": value} for key, value in parameters.items()}
-        given = {key: {kind: [*v] if kind == "values" else v for kind, v in one.items()} for key, one in given.items()}
+        given = {
+            key: {"values" if isinstance(value, tuple) else "value": value}
+            for key, value in parameters.items()
+        }
+        given = {
+            key: {kind: [*v] if kind == "values" else v for kind, v in one.items()}
+            for key, one in given.items()
+        }
         file = self.project / f"{name}.yaml"
-        file.write_text(yaml.safe_dump({**config, "method": "grid", "parameters": given, **changes}))
+        file.write_text(
+            yaml.safe_dump({**config, "method": "grid", "parameters": given, **changes})
+        )
         return self.sweep(file.name)
 
     def agent(self, sweep: Sweep, count: int = 1) -> subprocess.Popen[str]:
-        return self.start("-m", "wandb", "agent", "--count", str(count), f"team/Odd.Duck/{sweep.id}")
+        return self.start(
+            "-m", "wandb", "agent", "--count", str(count), f"team/Odd.Duck/{sweep.id}"
+        )
 
     def trials(self, sweep: Sweep) -> list[Sent]:
         return [self.server.runs[run] for run in sweep.runs]
@@ -134,19 +144,28 @@ def test_the_sweep_as_it_stands_trains_with_what_is_drawn_and_reports_its_target
     written = yaml.safe_load((machine.project / "configs" / "sweep.yaml").read_text())
     assert swept.sweep.config == written
     (run,) = machine.trials(swept.sweep)
-    assert (run.sweep, run.entity, run.project, run.state) == (swept.sweep.id, "team", "Odd.Duck", "finished")
+    assert (run.sweep, run.entity, run.project, run.state) == (
+        swept.sweep.id,
+        "team",
+        "Odd.Duck",
+        "finished",
+    )
     drawn = {name: value for name, value in run.config.items() if "." in name}
     assert drawn.keys() == written["parameters"].keys()
     saved = yaml.safe_load((machine.folder(run.id) / "config.yaml").read_text())
     for name, value in drawn.items():
         section, option = name.split(".")
-        assert saved[section]["init_args"][option] == run.config[section]["init_args"][option] == value
+        assert (
+            saved[section]["init_args"][option] == run.config[section]["init_args"][option] == value
+        )
     target = written["metric"]["name"]
     assert run.summary[target] == max(row["val/acc"] for row in run.history if "val/acc" in row)
     assert written["metric"]["goal"] == "maximize"
 
 
-def test_null_lists_booleans_and_numbers_arrive_as_they_stand_on_two_ranks(swept: Swept, machine: Machine) -> None:
+def test_null_lists_booleans_and_numbers_arrive_as_they_stand_on_two_ranks(
+    swept: Swept, machine: Machine
+) -> None:
     (run,) = machine.trials(swept.exact)
     assert (run.sweep, run.state, run.exit_code) == (swept.exact.id, "finished", 0)
     assert {name: run.config[name] for name in EXACT} == EXACT
@@ -163,7 +182,9 @@ def test_null_lists_booleans_and_numbers_arrive_as_they_stand_on_two_ranks(swept
     assert "best/val/acc" in run.summary
 
 
-def test_each_trial_has_one_folder_by_its_id_in_wandb_and_the_screen_is_ours(swept: Swept, machine: Machine) -> None:
+def test_each_trial_has_one_folder_by_its_id_in_wandb_and_the_screen_is_ours(
+    swept: Swept, machine: Machine
+) -> None:
     known = {run.id for run in (*machine.trials(swept.sweep), *machine.trials(swept.exact))}
     assert {folder.name for folder in (machine.project / "runs").iterdir()} >= known
     assert len(known) == 2
@@ -184,7 +205,10 @@ def test_a_parameter_that_does_not_exist_or_has_a_wrong_type_is_one_line_and_lea
     }
     command = yaml.safe_load((machine.project / "configs" / "sweep.yaml").read_text())["command"]
     tells = {"command": ["sh", "-c", '"$@"; echo "exit code $?"', "sh", *command]}
-    sweeps = {said: machine.varied(f"wrong-{len(said)}", parameters, **tells) for said, parameters in wrong.items()}
+    sweeps = {
+        said: machine.varied(f"wrong-{len(said)}", parameters, **tells)
+        for said, parameters in wrong.items()
+    }
     agents = {said: machine.agent(sweep) for said, sweep in sweeps.items()}
     for said, sweep in sweeps.items():
         lines = of_the_project(ended(agents[said]))
@@ -196,10 +220,17 @@ def test_a_parameter_that_does_not_exist_or_has_a_wrong_type_is_one_line_and_lea
 
 @pytest.mark.slow
 @pytest.mark.parametrize("whole", [True, False])
-def test_a_trial_that_was_killed_goes_on_in_its_run_and_its_sweep(whole: bool, machine: Machine) -> None:
-    sweep = machine.varied(f"killed-{whole}", {**BRIEF, "trainer.max_epochs": -1, "callbacks.early_stopping": None})
+def test_a_trial_that_was_killed_goes_on_in_its_run_and_its_sweep(
+    whole: bool, machine: Machine
+) -> None:
+    sweep = machine.varied(
+        f"killed-{whole}", {**BRIEF, "trainer.max_epochs": -1, "callbacks.early_stopping": None}
+    )
     agent = machine.agent(sweep)
-    machine.server.wait(lambda server: any(run.sweep == sweep.id and run.history for run in server.runs.values()), 90)
+    machine.server.wait(
+        lambda server: any(run.sweep == sweep.id and run.history for run in server.runs.values()),
+        90,
+    )
     (run,) = machine.trials(sweep)
     last = machine.folder(run.id) / "checkpoints" / "last.ckpt"
     (trial,) = children(agent.pid, "main.py")
@@ -207,13 +238,17 @@ def test_a_trial_that_was_killed_goes_on_in_its_run_and_its_sweep(whole: bool, m
         agent.kill()
     os.kill(trial, signal.SIGKILL)
     ended(agent, -signal.SIGKILL if whole else 0)
-    epochs = torch.load(last, weights_only=True)["epoch"] + 10  # W&B may have some that came after it: they are short
+    epochs = (
+        torch.load(last, weights_only=True)["epoch"] + 10
+    )  # W&B may have some that came after it: they are short
     screen = machine("main.py", "fit", "--resume", run.id, "--trainer.max_epochs", str(epochs))
     assert run.id in screen
     assert (machine.server.runs[run.id], run.sweep, run.state) == (run, sweep.id, "finished")
     assert [row["_step"] for row in run.history] == list(range(len(run.history)))
     assert {row["epoch"] for row in run.history if "val/acc" in row} == set(range(epochs))
-    assert run.summary["best/val/acc"] == max(row["val/acc"] for row in run.history if "val/acc" in row)
+    assert run.summary["best/val/acc"] == max(
+        row["val/acc"] for row in run.history if "val/acc" in row
+    )
     assert (run.config["trainer.max_epochs"], run.config["trainer"]["max_epochs"]) == (-1, epochs)
 
 

@@ -43,9 +43,14 @@ class Tables(Callback):
 def told(sent: Sent) -> dict[str, Any]:
     """What W&B knows of a run, without the times."""
     rows = [
-        {name: value for name, value in row.items() if name not in ("_timestamp", "_runtime")} for row in sent.history
+        {name: value for name, value in row.items() if name not in ("_timestamp", "_runtime")}
+        for row in sent.history
     ]
-    summary = {name: value for name, value in sent.summary.items() if name not in ("_timestamp", "_runtime", "_wandb")}
+    summary = {
+        name: value
+        for name, value in sent.summary.items()
+        if name not in ("_timestamp", "_runtime", "_wandb")
+    }
     config = {name: value for name, value in sent.config.items() if name != "run"}
     metrics = {name: vars(metric) for name, metric in sent.metrics.items()}
     return {
@@ -59,7 +64,9 @@ def told(sent: Sent) -> dict[str, Any]:
 
 def versions(server: WandbServer, run: Path) -> list[tuple[Any, ...]]:
     members = server.collections[f"model-{run.name}"].members
-    return [(one.index, set(one.aliases), one.artifact.metadata, one.artifact.state) for one in members]
+    return [
+        (one.index, set(one.aliases), one.artifact.metadata, one.artifact.state) for one in members
+    ]
 
 
 def rows(run: Path) -> int:
@@ -102,14 +109,23 @@ def test_an_offline_run_on_another_machine_becomes_what_an_online_run_is_and_sta
     assert online.dump() == before
 
 
-def test_the_starts_of_a_resumed_run_are_sent_in_their_order(online: WandbServer, command: Commands) -> None:
+def test_the_starts_of_a_resumed_run_are_sent_in_their_order(
+    online: WandbServer, command: Commands
+) -> None:
     run = trained(command, f"{FIT} {OFFLINE}")
     trained(command, f"fit --resume {run.name} --trainer.max_epochs 3")
-    trained(command, f"fit --resume {run.name} --trainer.max_epochs 4 --model.lr 1.0")  # no longer gets better
+    trained(
+        command, f"fit --resume {run.name} --trainer.max_epochs 4 --model.lr 1.0"
+    )  # no longer gets better
     synced(command, run)
     sent = online.runs[run.name]
     assert [row["_step"] for row in sent.history] == list(range(rows(run)))
-    assert [row["trainer/global_step"] for row in sent.history if "val/acc" in row] == [18, 37, 56, 75]
+    assert [row["trainer/global_step"] for row in sent.history if "val/acc" in row] == [
+        18,
+        37,
+        56,
+        75,
+    ]
     accuracies = [row["val/acc"] for row in sent.history if "val/acc" in row]
     assert sent.summary["best/val/acc"] == max(accuracies) > accuracies[-1]
     assert set(sent.metrics) >= {"*", "val/acc", "val/loss"}
@@ -118,9 +134,13 @@ def test_the_starts_of_a_resumed_run_are_sent_in_their_order(online: WandbServer
     assert aliases == {"latest"}
 
 
-def test_a_run_that_goes_on_online_first_sends_what_earlier_starts_left(online: WandbServer, command: Commands) -> None:
+def test_a_run_that_goes_on_online_first_sends_what_earlier_starts_left(
+    online: WandbServer, command: Commands
+) -> None:
     run = trained(command, f"{FIT} {OFFLINE}")
-    trained(command, f"fit --resume {run.name} --trainer.max_epochs 3 --trainer.logger.offline false")
+    trained(
+        command, f"fit --resume {run.name} --trainer.max_epochs 3 --trainer.logger.offline false"
+    )
     sent = online.runs[run.name]
     assert [row["_step"] for row in sent.history] == list(range(rows(run)))
     assert [metadata["step"] for _, _, metadata, _ in versions(online, run)] == [19, 38, 57]
@@ -130,7 +150,9 @@ def test_a_run_that_goes_on_online_first_sends_what_earlier_starts_left(online: 
 
 
 @pytest.mark.slow
-def test_whatever_part_of_a_run_wandb_has_it_gets_the_rest(online: WandbServer, command: Commands) -> None:
+def test_whatever_part_of_a_run_wandb_has_it_gets_the_rest(
+    online: WandbServer, command: Commands
+) -> None:
     run = trained(command, FIT)
     trained(command, f"fit --resume {run.name} --trainer.max_epochs 3")
     trained(command, f"fit --resume {run.name} --trainer.max_epochs 4 {OFFLINE}")
@@ -138,7 +160,13 @@ def test_whatever_part_of_a_run_wandb_has_it_gets_the_rest(online: WandbServer, 
     sent = online.runs[run.name]
     whole, rows = told(sent), list(sent.history)
     starts = [n for n, row in enumerate(rows) if row["trainer/global_step"] in (0, 38, 57)]
-    for had in (1, starts[-2] + 3, starts[-1] - 1, starts[-1] + 2, len(rows)):  # all of them, but not its end
+    for had in (
+        1,
+        starts[-2] + 3,
+        starts[-1] - 1,
+        starts[-1] + 2,
+        len(rows),
+    ):  # all of them, but not its end
         sent.history, sent.state, sent.exit_code = rows[:had], "running", None
         sent.summary = {"_step": had - 1}
         synced(command, run)
@@ -148,16 +176,21 @@ def test_whatever_part_of_a_run_wandb_has_it_gets_the_rest(online: WandbServer, 
 def start(command: Commands, *words: str) -> subprocess.Popen[bytes]:
     """A command in a process of its own."""
     line = [sys.executable, "main.py", *words]
-    return subprocess.Popen(line, cwd=command.project, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    return subprocess.Popen(
+        line, cwd=command.project, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
 
 
 SLOW = pytest.mark.slow
 
 
 @pytest.mark.parametrize(
-    "part", ["file_stream", pytest.param("storage", marks=SLOW), pytest.param("graphql", marks=SLOW)]
+    "part",
+    ["file_stream", pytest.param("storage", marks=SLOW), pytest.param("graphql", marks=SLOW)],
 )
-def test_a_sync_that_is_killed_and_run_again_is_exact(part: str, online: WandbServer, command: Commands) -> None:
+def test_a_sync_that_is_killed_and_run_again_is_exact(
+    part: str, online: WandbServer, command: Commands
+) -> None:
     run = trained(command, f"{FIT} {OFFLINE}")
     reference = command.runs / f"{run.name}-again"
     online.fail("hang", part)
@@ -165,7 +198,11 @@ def test_a_sync_that_is_killed_and_run_again_is_exact(part: str, online: WandbSe
     if part == "graphql":
         time.sleep(2)
     else:
-        online.wait(lambda server: any("storage" in one.path or "file_stream" in one.path for one in server.requests))
+        online.wait(
+            lambda server: any(
+                "storage" in one.path or "file_stream" in one.path for one in server.requests
+            )
+        )
     process.kill()
     process.wait()
     assert not reference.exists()
@@ -183,7 +220,9 @@ def test_a_sync_that_is_killed_and_run_again_is_exact(part: str, online: WandbSe
 
 
 @pytest.mark.slow
-def test_what_cannot_be_sent_is_listed_and_ends_with_1(online: WandbServer, command: Commands) -> None:
+def test_what_cannot_be_sent_is_listed_and_ends_with_1(
+    online: WandbServer, command: Commands
+) -> None:
     run = trained(command, f"{FIT} {OFFLINE}")
     with FileLock(run / ".lock"):
         assert "another process is at work on it" in synced(command, run, code=1).out
@@ -194,7 +233,10 @@ def test_what_cannot_be_sent_is_listed_and_ends_with_1(online: WandbServer, comm
         assert re.search(r"left +\S+: \d checkpoints", synced(command, run, code=1).out)
     (run / "uploads" / "1-best.ckpt").write_bytes(b"broken")
     out = command(f"sync {run}").out
-    assert re.search(r"warning: \S+1-best.ckpt: not a checkpoint that can be read .*\nleft +\S+: 1 checkpoints\n", out)
+    assert re.search(
+        r"warning: \S+1-best.ckpt: not a checkpoint that can be read .*\nleft +\S+: 1 checkpoints\n",
+        out,
+    )
     (run / "uploads" / "1-best.ckpt").unlink()
     synced(command, run)
     assert online.runs[run.name].summary["_step"] == rows(run) - 1
@@ -206,15 +248,27 @@ def test_what_cannot_be_sent_is_listed_and_ends_with_1(online: WandbServer, comm
 
 
 @pytest.mark.slow
-def test_a_run_that_was_killed_is_sent_to_its_last_row(online: WandbServer, command: Commands) -> None:
+def test_a_run_that_was_killed_is_sent_to_its_last_row(
+    online: WandbServer, command: Commands
+) -> None:
     words = [word.replace("@digits", "configs/digits.yaml") for word in FIT.split()]
-    endless = ["--trainer.max_epochs", "-1", "--callbacks.early_stopping", "null", "--runs_root", str(command.runs)]
+    endless = [
+        "--trainer.max_epochs",
+        "-1",
+        "--callbacks.early_stopping",
+        "null",
+        "--runs_root",
+        str(command.runs),
+    ]
     process = start(command, *words, *endless)
     online.wait(lambda server: any(run.history for run in server.runs.values()), 60)
     (sent,) = online.runs.values()
     run = command.runs / sent.id
     online.fail("401")  # for good: the client drops all that it has from then on
-    online.wait(lambda server: any("stream" in one.path and one.status == 401 for one in server.requests), 60)
+    online.wait(
+        lambda server: any("stream" in one.path and one.status == 401 for one in server.requests),
+        60,
+    )
     process.send_signal(signal.SIGKILL)
     process.wait()
     time.sleep(1)

@@ -19,7 +19,9 @@ def section(title: str) -> str:
 
 def test_every_make_command_that_a_text_names_exists(run: Run, project: Path) -> None:
     for name in ("README.md", "CONTRIBUTING.md", ".ci/run", ".github/workflows/ci.yml"):
-        commands = re.findall(r"(?:`|^|run: )make ([a-z -]+)(?:`|$)", (TEMPLATE / name).read_text(), re.MULTILINE)
+        commands = re.findall(
+            r"(?:`|^|run: )make ([a-z -]+)(?:`|$)", (TEMPLATE / name).read_text(), re.MULTILINE
+        )
         assert commands, name
         for command in commands:
             where = TEMPLATE if command != "train" else project
@@ -33,8 +35,18 @@ def test_the_readme_sets_everything_up_with_two_commands() -> None:
 def test_every_command_of_the_readme_is_one_that_a_test_runs() -> None:
     init = 'cd my-project && git init && git add --all && git commit --message "As it was baked"'
     # Here, in test_ways_in.py and test_project.py, and in test_updates.py.
-    bake, update = ["cookiecutter TEMPLATE", "cd my-project && make train"], ["cruft check", "cruft update"]
-    assert command_lines(README) == ["make demo", "make test", *bake, "cruft create TEMPLATE", init, *update]
+    bake, update = (
+        ["cookiecutter TEMPLATE", "cd my-project && make train"],
+        ["cruft check", "cruft update"],
+    )
+    assert command_lines(README) == [
+        "make demo",
+        "make test",
+        *bake,
+        "cruft create TEMPLATE",
+        init,
+        *update,
+    ]
 
 
 def test_every_page_with_commands_or_code_is_read_by_a_test_that_runs_them() -> None:
@@ -45,36 +57,67 @@ def test_every_page_with_commands_or_code_is_read_by_a_test_that_runs_them() -> 
         f"{SOURCES.name}/README.md": "test_readme.py",
         f"{SOURCES.name}/slurm/README.md": "test_slurm.py",
     }
-    pages = [name for name in tracked() if name.endswith(".md") and "```" in (TEMPLATE / name).read_text("utf-8")]
+    pages = [
+        name
+        for name in tracked()
+        if name.endswith(".md") and "```" in (TEMPLATE / name).read_text("utf-8")
+    ]
     assert {name for name in pages if not name.startswith("docs/recipes/")} == readers.keys()
-    for page, reader in readers.items():  # and those of the recipes by test_recipes.py, which takes the whole folder
-        assert f'"{Path(page).name}"' in (TEMPLATE / "tests" / reader).read_text(encoding="utf-8"), page
+    for (
+        page,
+        reader,
+    ) in (
+        readers.items()
+    ):  # and those of the recipes by test_recipes.py, which takes the whole folder
+        assert f'"{Path(page).name}"' in (TEMPLATE / "tests" / reader).read_text(
+            encoding="utf-8"
+        ), page
 
 
 def test_links_and_files_that_a_page_names_are_there() -> None:
     baked = [SOURCES, SOURCES / "configs", SOURCES / "{{cookiecutter.package_name}}"]
-    for page in [TEMPLATE / name for name in tracked() if name.endswith(".md") and SOURCES.name not in name]:
+    for page in [
+        TEMPLATE / name for name in tracked() if name.endswith(".md") and SOURCES.name not in name
+    ]:
         for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text(encoding="utf-8")):
             assert (page.parent / target).exists(), f"{page.name} names {target}"
-    for name in set(re.findall(r"`([\w/.-]+\.(?:py|yaml|toml|md|json))`", README)) - {".cruft.json"}:
+    for name in set(re.findall(r"`([\w/.-]+\.(?:py|yaml|toml|md|json))`", README)) - {
+        ".cruft.json"
+    }:
         assert any((folder / name).exists() for folder in [TEMPLATE, *baked]), name
 
 
 def test_the_figures_of_the_readme_are_those_that_were_measured() -> None:
     measured = (TEMPLATE / "benchmarks" / "results" / "speed.md").read_text(encoding="utf-8")
-    shown = re.findall(r"^\| .*\(`(\w+)`\) \| (\S+) \| (\S+) \| (\S+) \|$", section("How it compares"), re.MULTILINE)
-    found = re.findall(r"^\| .*\(`(\w+)`\) \| (\S+) \| \S+ \| (\S+) \| \S+ \| (\S+) \|", measured, re.MULTILINE)
+    shown = re.findall(
+        r"^\| .*\(`(\w+)`\) \| (\S+) \| (\S+) \| (\S+) \|$",
+        section("How it compares"),
+        re.MULTILINE,
+    )
+    found = re.findall(
+        r"^\| .*\(`(\w+)`\) \| (\S+) \| \S+ \| (\S+) \| \S+ \| (\S+) \|", measured, re.MULTILINE
+    )
     assert len(shown) == 4
     assert set(shown) <= set(found), "`make bench` was run since: take its figures over"
 
 
 def test_the_picture_shows_the_lines_that_a_run_prints_today(command: Commands) -> None:
-    drawn = (TEMPLATE / "docs" / "terminal.svg").read_text(encoding="utf-8").replace("\N{NO-BREAK SPACE}", " ")
-    lines = [unescape(re.sub("<.*?>", "", line)) for line in drawn.splitlines() if line.startswith("<text")]
+    drawn = (
+        (TEMPLATE / "docs" / "terminal.svg")
+        .read_text(encoding="utf-8")
+        .replace("\N{NO-BREAK SPACE}", " ")
+    )
+    lines = [
+        unescape(re.sub("<.*?>", "", line))
+        for line in drawn.splitlines()
+        if line.startswith("<text")
+    ]
     printed = command("fit --config @digits --trainer.max_epochs 1").out.splitlines()
     labels = [line[:9] for line in printed if not line.startswith("epoch ")]
     assert lines[0].startswith("$ python main.py fit --config ")
-    assert [line[:9] for line in lines[1:] if re.match(r"[a-zWB&]+ ", line) and line[8] == " "] == labels
+    assert [
+        line[:9] for line in lines[1:] if re.match(r"[a-zWB&]+ ", line) and line[8] == " "
+    ] == labels
     assert printed[1] in lines, "the model"
 
 
@@ -93,8 +136,14 @@ def test_the_tree_in_the_readme_is_that_of_a_bake(project: Path) -> None:
     tree = re.findall(r"^    ( *)([\w./-]+)  ", section("What a project looks like"), re.MULTILINE)
     shown = {name if len(indent) == 2 else f"my_project/{name}" for indent, name in tree}
     assert {name for name in shown if not (project / name).exists()} == set()
-    files = {path.relative_to(project).as_posix() for path in project.iterdir() if path.name[0] != "."}
-    assert files == {name.rstrip("/") for name in shown if name.count("/") < 2 and not name.startswith("my_project/e")}
+    files = {
+        path.relative_to(project).as_posix() for path in project.iterdir() if path.name[0] != "."
+    }
+    assert files == {
+        name.rstrip("/")
+        for name in shown
+        if name.count("/") < 2 and not name.startswith("my_project/e")
+    }
 
 
 @pytest.mark.slow

@@ -78,8 +78,12 @@ class Trained:
 def trained(bake: Bake, tmp_path_factory: pytest.TempPathFactory, person: Person) -> Trained:
     """The example, trained in a project under an odd name, from a folder elsewhere that has a space in its name."""
     away = tmp_path_factory.mktemp("some where")
-    project = bake(away, project_name="Émile's 3rd “Ente”", package_name="ente3", wandb_project='a "b" {c}')
-    screen = person(project / "main.py", "fit", "--config", project / "configs" / "digits.yaml", cwd=away)
+    project = bake(
+        away, project_name="Émile's 3rd “Ente”", package_name="ente3", wandb_project='a "b" {c}'
+    )
+    screen = person(
+        project / "main.py", "fit", "--config", project / "configs" / "digits.yaml", cwd=away
+    )
     (folder,) = (project / "runs").iterdir()
     return Trained(project, folder, screen, recorded(folder))
 
@@ -113,14 +117,18 @@ def test_a_run_is_one_folder(trained: Trained) -> None:
     assert best in trained.screen
 
 
-def test_the_metrics_file_has_every_value_in_columns_as_lightning_names_them(trained: Trained) -> None:
+def test_the_metrics_file_has_every_value_in_columns_as_lightning_names_them(
+    trained: Trained,
+) -> None:
     assert list(trained.rows[0])[:2] == ["step", "epoch"]
     assert len(trained.values("val/acc")) == trained.screen.count("val/loss") - 1 == 20
     assert len(trained.values("train/loss")) == 20 * 19 // 5
 
 
 def test_wandb_has_the_whole_configuration_nested_and_once(trained: Trained) -> None:
-    config = {key: value for key, value in trained.record.config.items() if key not in ("_wandb", "run")}
+    config = {
+        key: value for key, value in trained.record.config.items() if key not in ("_wandb", "run")
+    }
     assert config == yaml.safe_load((trained.folder / "config.yaml").read_text())
     options = {"seed_everything", "test_after_fit", "weights_only", "predictions"}
     options |= {"compile", "matmul_precision", "monitor", "mode", "optimizer", "lr_scheduler"}
@@ -139,7 +147,9 @@ def test_wandb_knows_the_run_by_the_name_of_its_folder(trained: Trained) -> None
 def test_every_row_in_wandb_carries_the_step_of_the_trainer(trained: Trained) -> None:
     assert len(trained.record.history) == len(trained.rows)
     assert all("trainer/global_step" in row for row in trained.record.history)
-    assert [row["val/acc"] for row in trained.record.history if "val/acc" in row] == trained.values("val/acc")
+    assert [row["val/acc"] for row in trained.record.history if "val/acc" in row] == trained.values(
+        "val/acc"
+    )
 
 
 @pytest.mark.parametrize(("name", "goal"), [("val/acc", "max"), ("val/loss", "min")])
@@ -147,7 +157,9 @@ def test_wandb_summarizes_by_the_best_value_over_the_step_of_the_trainer(
     name: str, goal: str, trained: Trained
 ) -> None:
     metric = trained.record.metrics[name]
-    assert [kind for kind in ("min", "max", "last", "none") if getattr(metric.summary, kind)] == [goal]
+    assert [kind for kind in ("min", "max", "last", "none") if getattr(metric.summary, kind)] == [
+        goal
+    ]
     assert (metric.step_metric, metric.options.step_sync) == ("trainer/global_step", True)
 
 
@@ -160,9 +172,13 @@ def test_the_best_validation_stands_in_wandbs_summary(trained: Trained) -> None:
     assert f"epoch {best}" in trained.screen.partition("best  ")[2]
 
 
-def test_nothing_lies_in_the_home_or_where_the_person_stood(trained: Trained, person: Person) -> None:
+def test_nothing_lies_in_the_home_or_where_the_person_stood(
+    trained: Trained, person: Person
+) -> None:
     assert os.listdir(trained.project.parent) == [trained.project.name]
-    home = Path(person("-c", "from pathlib import Path; print(Path.home())", cwd=trained.project).strip())
+    home = Path(
+        person("-c", "from pathlib import Path; print(Path.home())", cwd=trained.project).strip()
+    )
     assert [path for path in home.rglob("*") if path.is_file() and ".cache" not in path.parts] == []
 
 
@@ -182,7 +198,9 @@ def test_two_devices_train_by_ddp_in_one_run(trained: Trained, person: Person) -
     assert record.config["trainer"]["devices"] == "2"
     assert "\nbatch    128 samples a step, 2 batches of 64\n" in screen
     assert record.config["run"]["batch_size"] == 128
-    assert sum("test/acc" in row for row in record.history) == 1  # of `--test_after_fit`, in the same run
+    assert (
+        sum("test/acc" in row for row in record.history) == 1
+    )  # of `--test_after_fit`, in the same run
     assert (folder / "checkpoints" / "last.ckpt").exists()
 
 

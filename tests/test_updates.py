@@ -11,7 +11,10 @@ from bakery import TEMPLATE
 from conftest import QUESTIONS, Bake, Run, copy_template, texts
 from test_project import OWN_TESTS, RUFF_CHECK
 
-PROJECT, ENGINE = "{{cookiecutter.project_slug}}", "{{cookiecutter.project_slug}}/{{cookiecutter.package_name}}/engine"
+PROJECT, ENGINE = (
+    "{{cookiecutter.project_slug}}",
+    "{{cookiecutter.project_slug}}/{{cookiecutter.package_name}}/engine",
+)
 CRUFT = (sys.executable, "-m", "cruft")
 Edit = Callable[[str], str]
 
@@ -37,7 +40,9 @@ def make_older(template: Path) -> None:
         edit(project / "{{cookiecutter.package_name}}" / f"{name}.py", ('"""', '"""Once: '))
     # without the question for `fabric`, its files and its mentions
     questions = {name: value for name, value in QUESTIONS.items() if name != "fabric"}
-    questions["__prompts__"] = {name: text for name, text in QUESTIONS["__prompts__"].items() if name != "fabric"}
+    questions["__prompts__"] = {
+        name: text for name, text in QUESTIONS["__prompts__"].items() if name != "fabric"
+    }
     (template / "cookiecutter.json").write_text(json.dumps(questions))
     hook = template / "hooks/post_gen_project.py"
     entry = re.search(r'^    \(?"fabric".*?\],\n', hook.read_text(), re.MULTILINE | re.DOTALL)
@@ -46,15 +51,24 @@ def make_older(template: Path) -> None:
     for name in re.findall(r'"([^"]+\.\w+)"', entry[0]):
         (project / name.replace("{package_name}", "{{cookiecutter.package_name}}")).unlink()
     for file in [file for file in project.rglob("*") if file.is_file()]:
-        file.write_text(file.read_text(encoding="utf-8").replace("cookiecutter.fabric", "false"), encoding="utf-8")
+        file.write_text(
+            file.read_text(encoding="utf-8").replace("cookiecutter.fabric", "false"),
+            encoding="utf-8",
+        )
 
 
 def change_as_a_team_does(project: Path) -> None:
     package = project / "my_project"
-    edit(package / "data.py", ("batch_size: int = 64", "batch_size: int = 48"), ("Handwritten digits", "Our digits"))
+    edit(
+        package / "data.py",
+        ("batch_size: int = 64", "batch_size: int = 48"),
+        ("Handwritten digits", "Our digits"),
+    )
     edit(package / "model.py", ("dropout: float = 0.25", "dropout: float = 0.2"))
     network = (package / "network.py").read_text()
-    (package / "network.py").write_text(f'"""All of it written anew."""\n{network.partition(chr(10))[2]}')
+    (package / "network.py").write_text(
+        f'"""All of it written anew."""\n{network.partition(chr(10))[2]}'
+    )
     edit(project / "configs/digits.yaml", ("batch_size: 64", "batch_size: 48"))
     edit(project / "configs/defaults.yaml", ("patience: 10", "patience: 12"))
     edit(project / "README.md", ("# My Project", "# Our Project\n\nAsk Jo."))
@@ -106,7 +120,11 @@ def ours(project: Path) -> dict[str, str]:
 
 def test_an_update_brings_ours_and_leaves_theirs(old: Path, bake: Bake, run: Run, git: Run) -> None:
     change_as_a_team_does(old)
-    theirs = {name: text for name, text in texts(old) if name.startswith(("my_project/", "configs/digits"))}
+    theirs = {
+        name: text
+        for name, text in texts(old)
+        if name.startswith(("my_project/", "configs/digits"))
+    }
     assert not update(old, run, git)
     fresh = bake()
     assert ours(old) == ours(fresh)
@@ -123,7 +141,9 @@ def test_an_update_brings_ours_and_leaves_theirs(old: Path, bake: Bake, run: Run
         assert kept in now[name], name
     assert "configs/ours.yaml" in now
     assert "configs/sweep.yaml" not in now
-    assert not [name for name in now if "fabric" in name], "a new question is answered by its default"
+    assert not [name for name in now if "fabric" in name], (
+        "a new question is answered by its default"
+    )
     assert json.loads(now[".cruft.json"])["context"]["cookiecutter"]["fabric"] is False
     run(*RUFF_CHECK, cwd=old)
 
@@ -158,16 +178,31 @@ def test_a_part_can_be_taken_later_and_given_back(old: Path, run: Run, git: Run)
 def test_a_project_that_cookiecutter_made_can_be_linked_and_then_updates(
     template: Path, run: Run, git: Run, tmp_path: Path
 ) -> None:
-    run(sys.executable, "-m", "cookiecutter", "--no-input", "--checkout", "v1", f"git+file://{template}", cwd=tmp_path)
+    run(
+        sys.executable,
+        "-m",
+        "cookiecutter",
+        "--no-input",
+        "--checkout",
+        "v1",
+        f"git+file://{template}",
+        cwd=tmp_path,
+    )
     project = tmp_path / "my-project"
     git("init", "--quiet", cwd=project)
     run(*CRUFT, "link", "--no-input", "--checkout", "v1", template, cwd=project)
     assert not update(project, run, git)
 
 
-def test_a_version_is_a_heading_of_the_changelog_and_a_tag_and_stands_nowhere_else(git: Run) -> None:
-    headings = re.findall(r"^## (.*)$", (TEMPLATE / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
-    versions = [re.fullmatch(r"(\d+\.\d+\.\d+) \(\d{4}-\d\d-\d\d\)", title) for title in headings[1:]]
+def test_a_version_is_a_heading_of_the_changelog_and_a_tag_and_stands_nowhere_else(
+    git: Run,
+) -> None:
+    headings = re.findall(
+        r"^## (.*)$", (TEMPLATE / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE
+    )
+    versions = [
+        re.fullmatch(r"(\d+\.\d+\.\d+) \(\d{4}-\d\d-\d\d\)", title) for title in headings[1:]
+    ]
     assert headings[0] == "Unreleased"
     assert None not in versions, headings
     numbers = [tuple(map(int, version[1].split("."))) for version in versions if version]

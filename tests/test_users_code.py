@@ -73,7 +73,9 @@ def theirs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 def fit(command: Commands, model: str, words: str = "", epochs: int = 2) -> Outcome:
     base = f"fit --model theirs.{model}{BORING}--trainer.log_every_n_steps 1 --trainer.max_epochs {epochs} "
-    outcome = command(base + NOTHING_WATCHED + words + ("" if "logger" in words else " --trainer.logger false"))
+    outcome = command(
+        base + NOTHING_WATCHED + words + ("" if "logger" in words else " --trainer.logger false")
+    )
     assert outcome.error is None, outcome.error
     assert (outcome.code, outcome.err) == (0, ""), outcome.err
     return outcome
@@ -92,9 +94,15 @@ def rows(outcome: Outcome) -> list[dict[str, str]]:
         ("StageLast", "--callbacks.summaries.metrics '{loss_train: min, loss_val: min}'"),
         ("NotInSanity", "--callbacks.checkpoint.monitor val/dear"),
         ("AtTheEnd", "--callbacks.summaries.metrics '{late: min}'"),
-        ("StageLast", "--callbacks.summaries.metrics '{theirs: min}' --trainer.callbacks+=theirs.Logs"),
+        (
+            "StageLast",
+            "--callbacks.summaries.metrics '{theirs: min}' --trainer.callbacks+=theirs.Logs",
+        ),
         ("StageLast", "--callbacks.checkpoint.monitor step --callbacks.checkpoint.mode max"),
-        ("StageLast", "--callbacks.checkpoint.monitor loss_val --trainer.check_val_every_n_epoch 2"),
+        (
+            "StageLast",
+            "--callbacks.checkpoint.monitor loss_val --trainer.check_val_every_n_epoch 2",
+        ),
         ("NotInSanity", "--callbacks.checkpoint.monitor val/dear --trainer.num_sanity_val_steps 0"),
     ],
 )
@@ -114,7 +122,9 @@ def test_a_value_that_is_not_a_number_is_never_the_best(command: Commands) -> No
     assert "best     val/loss 2  epoch 2" in fit(command, "Nan", options, 4).out
 
 
-def test_without_a_logger_theirs_can_still_be_called_and_checkpoints_stay_in_the_run(command: Commands) -> None:
+def test_without_a_logger_theirs_can_still_be_called_and_checkpoints_stay_in_the_run(
+    command: Commands,
+) -> None:
     outcome = fit(command, "Talks", "--trainer.logger false")
     assert outcome.run is not None
     assert {row["tensor"] for row in rows(outcome)} == {"2.0", ""}
@@ -124,14 +134,23 @@ def test_without_a_logger_theirs_can_still_be_called_and_checkpoints_stay_in_the
 def test_an_argument_that_data_usually_gives_can_be_given_and_is_kept(command: Commands) -> None:
     run = fit(command, "Sized", "--model.num_classes 5").run
     assert run is not None
-    assert yaml.safe_load((run / "config.yaml").read_text())["model"]["init_args"]["num_classes"] == 5
-    for line in (f"fit --config {run}/config.yaml", f"test --ckpt_path {run.name} --trainer.logger false"):
+    assert (
+        yaml.safe_load((run / "config.yaml").read_text())["model"]["init_args"]["num_classes"] == 5
+    )
+    for line in (
+        f"fit --config {run}/config.yaml",
+        f"test --ckpt_path {run.name} --trainer.logger false",
+    ):
         assert command(line).error is None
 
 
 @pytest.mark.parametrize(
     "callback",
-    ["theirs.Logs", "[{class_path: theirs.Logs}, {class_path: RichModelSummary}]", "{class_path: theirs.Logs}"],
+    [
+        "theirs.Logs",
+        "[{class_path: theirs.Logs}, {class_path: RichModelSummary}]",
+        "{class_path: theirs.Logs}",
+    ],
 )
 def test_a_callback_may_be_given_alone_or_in_a_list(callback: str, command: Commands) -> None:
     line = f"fit --model theirs.StageLast{BORING}--trainer.logger false --trainer.max_epochs 1 {NOTHING_WATCHED}"
@@ -159,7 +178,9 @@ def test_a_run_that_begins_at_anothers_checkpoint_has_a_best_of_its_own(command:
     assert state["epoch"] == 3
 
 
-def test_the_printed_command_finds_the_run_wherever_it_is(command: Commands, tmp_path: Path) -> None:
+def test_the_printed_command_finds_the_run_wherever_it_is(
+    command: Commands, tmp_path: Path
+) -> None:
     outcome = command(f"fit --config @digits --config @debug --runs_root {tmp_path}")
     assert outcome.code == 0
     assert command(outcome.out.splitlines()[-1].partition("main.py ")[2]).code == 0

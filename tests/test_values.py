@@ -37,14 +37,42 @@ ROWS = [
     ("fit", "a.yaml b.yaml", "--model.lr 0.3", "model.lr", 0.3, "--model.lr"),
     ("fit", "a.yaml b.yaml", "--model.init_args.lr=0.3", "model.lr", 0.3, "--model.init_args.lr"),
     ("fit", "a.yaml b.yaml", "--model.lr 0.3 --model.lr 1e-3", "model.lr", 0.001, "--model.lr"),
-    ("fit", "a.yaml b.yaml", "--model Classifier", "model.class_path", "odd_duck.model.Classifier", "--model"),
+    (
+        "fit",
+        "a.yaml b.yaml",
+        "--model Classifier",
+        "model.class_path",
+        "odd_duck.model.Classifier",
+        "--model",
+    ),
     ("fit", "a.yaml b.yaml", "--model Classifier", "model.lr", 0.5, "b.yaml"),
     ("fit", "a.yaml b.yaml", "", "callbacks.checkpoint.save_top_k", 3, "b.yaml"),
     ("fit", "a.yaml b.yaml", "", "callbacks.checkpoint.monitor", "$monitor", "defaults.yaml"),
-    ("fit", "a.yaml", "--callbacks.checkpoint.save_top_k 2", "callbacks.checkpoint.save_top_k", 2, "--callbacks.che"),
+    (
+        "fit",
+        "a.yaml",
+        "--callbacks.checkpoint.save_top_k 2",
+        "callbacks.checkpoint.save_top_k",
+        2,
+        "--callbacks.che",
+    ),
     ("fit", "a.yaml", "", "callbacks.early_stopping", None, "a.yaml"),
-    ("fit", "a.yaml", "--trainer.logger.tags [x,y]", "trainer.logger.tags", ["x", "y"], "--trainer.logger.tags"),
-    ("fit", "a.yaml", "--trainer.logger.tags+ z", "trainer.logger.tags", ["z"], "--trainer.logger.tags"),
+    (
+        "fit",
+        "a.yaml",
+        "--trainer.logger.tags [x,y]",
+        "trainer.logger.tags",
+        ["x", "y"],
+        "--trainer.logger.tags",
+    ),
+    (
+        "fit",
+        "a.yaml",
+        "--trainer.logger.tags+ z",
+        "trainer.logger.tags",
+        ["z"],
+        "--trainer.logger.tags",
+    ),
     *[
         ("fit", *rest)
         for way in ("--init_from RUN", "--init_from RUN:last", "--ckpt_path RUN", "--resume RUN")
@@ -68,7 +96,13 @@ ROWS = [
             ("a.yaml", "--ckpt_path RUN --model.dropout 0", "model.dropout", 0, "--model.dropout"),
             ("", "--ckpt_path RUN", "data.batch_size", 32, "RUN/config.yaml"),
             ("a.yaml", "--ckpt_path RUN", "data.batch_size", 16, "a.yaml"),
-            ("a.yaml", "--ckpt_path RUN --data.batch_size 8", "data.batch_size", 8, "--data.batch_size"),
+            (
+                "a.yaml",
+                "--ckpt_path RUN --data.batch_size 8",
+                "data.batch_size",
+                8,
+                "--data.batch_size",
+            ),
             ("a.yaml", "--ckpt_path FILE", "model.lr", 0.003, "the checkpoint"),
             ("a.yaml", "--ckpt_path FILE", "data.batch_size", 16, "a.yaml"),
         )
@@ -78,10 +112,10 @@ ROWS = [
 
 @pytest.fixture(scope="module")
 def trained(command: Commands) -> Path:
-    brief = (
-        "--trainer.logger false --trainer.max_epochs 1 --trainer.limit_train_batches 2 --trainer.log_every_n_steps 1"
-    )
-    run = command(f"fit --config @digits {brief} --model.lr 0.003 --model.dropout 0.3 --data.batch_size 32").run
+    brief = "--trainer.logger false --trainer.max_epochs 1 --trainer.limit_train_batches 2 --trainer.log_every_n_steps 1"
+    run = command(
+        f"fit --config @digits {brief} --model.lr 0.003 --model.dropout 0.3 --data.batch_size 32"
+    ).run
     assert run is not None
     return run
 
@@ -198,16 +232,25 @@ def test_what_differs_from_the_checkpoint_is_printed_and_nothing_else(
     }.items():
         outcome = command(words.replace("RUN", names["RUN"]))
         assert (outcome.code, outcome.err) == (0, ""), outcome.err
-        printed = [text.removeprefix("differs  ") for text in outcome.out.splitlines() if text.startswith("differs  ")]
+        printed = [
+            text.removeprefix("differs  ")
+            for text in outcome.out.splitlines()
+            if text.startswith("differs  ")
+        ]
         wanted = [
-            text.replace("RUN/config.yaml", shown(command.runs / names["RUN"] / "config.yaml")) for text in expected
+            text.replace("RUN/config.yaml", shown(command.runs / names["RUN"] / "config.yaml"))
+            for text in expected
         ]
         assert [" ".join(text.split()) for text in printed] == wanted
 
 
-def test_lightnings_own_references_pass_through(line: tuple[Path, dict[str, str]], command: Commands) -> None:
+def test_lightnings_own_references_pass_through(
+    line: tuple[Path, dict[str, str]], command: Commands
+) -> None:
     _, names = line
-    outcome = command(f"test --config @digits --trainer.logger false --ckpt_path file://{names['FILE']}")
+    outcome = command(
+        f"test --config @digits --trainer.logger false --ckpt_path file://{names['FILE']}"
+    )
     assert (outcome.code, outcome.err) == (0, ""), outcome.err
     assert f"from     file://{names['FILE']}\n" in outcome.out
     for reference in ("hpc", "best", "registry:a/b", "file:///nowhere.ckpt"):

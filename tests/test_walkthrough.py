@@ -17,7 +17,9 @@ OWN = "## Your own data and model\n"
 def files_that_are_yours(readme: str) -> set[str]:
     """Those in the first column of the table, of which some stand without the folder of the one before."""
     table = readme.partition(OWN)[2].partition("\n## ")[0]
-    cells = [re.findall(r"`([^`]+)`", row) for row in re.findall(r"^\| (`.*?) \|", table, re.MULTILINE)]
+    cells = [
+        re.findall(r"`([^`]+)`", row) for row in re.findall(r"^\| (`.*?) \|", table, re.MULTILINE)
+    ]
     files = {name for cell in cells for name in cell}
     return {name if "/" in name or name == "Makefile" else f"my_project/{name}" for name in files}
 
@@ -36,7 +38,9 @@ def test_the_steps_lead_from_the_example_to_another_task_that_passes_all_checks(
     for kind, block in blocks(PAGE):
         if kind == "bash":
             for line in block.splitlines():
-                printed[line] = run("bash", "-c", f"{line} {f'BIN={BIN}' * line.startswith('make')}", cwd=project)
+                printed[line] = run(
+                    "bash", "-c", f"{line} {f'BIN={BIN}' * line.startswith('make')}", cwd=project
+                )
         else:
             name, content = re.fullmatch(r"# (\S+)\n(.*)", block, re.DOTALL).groups()  # type: ignore[union-attr]
             (project / name).write_text(content, encoding="utf-8")
@@ -44,7 +48,9 @@ def test_the_steps_lead_from_the_example_to_another_task_that_passes_all_checks(
 
     git("add", "--all", cwd=project)
     changed = set(git("diff", "--cached", "--name-only", "--no-renames", cwd=project).split())
-    assert changed == files_that_are_yours((project / "README.md").read_text()) | {"configs/diabetes.yaml"}
+    assert changed == files_that_are_yours((project / "README.md").read_text()) | {
+        "configs/diabetes.yaml"
+    }
 
     (trained,) = (path.parent for path in project.glob("runs/*/metrics.csv"))
     assert f"best     val/mae {best(trained):.4g}" in printed["make train"]

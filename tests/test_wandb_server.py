@@ -224,7 +224,11 @@ class Client:
             Path(kept[name]).mkdir(exist_ok=True)
         # Short: where the name of a socket in TMPDIR gets too long, the client sends no system metrics.
         kept["TMPDIR"] = temporary
-        self.env = kept | server.env() | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{kept['PATH']}"}
+        self.env = (
+            kept
+            | server.env()
+            | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{kept['PATH']}"}
+        )
 
     def start(self, *command: str, **environment: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
@@ -238,7 +242,9 @@ class Client:
         )
 
     def git(self, *command: str) -> str:
-        return subprocess.check_output(("git", *command), cwd=self.place, env=self.env, text=True).strip()
+        return subprocess.check_output(
+            ("git", *command), cwd=self.place, env=self.env, text=True
+        ).strip()
 
     def run(self, *command: str, code: int = 0, **environment: str) -> str:
         with self.start(*command, **environment) as process:
@@ -262,9 +268,21 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
     with TemporaryDirectory(prefix="w") as temporary, WandbServer() as server:
         client = Client(tmp_path_factory.mktemp("trained"), server, temporary)
         (client.place / "tracked.txt").write_text("before")
-        for command in ("init", "add tracked.txt", "remote add origin https://example.com/owner/name.git"):
+        for command in (
+            "init",
+            "add tracked.txt",
+            "remote add origin https://example.com/owner/name.git",
+        ):
             client.git(*command.split())
-        client.git("-c", "user.name=Test", "-c", "user.email=test@example.com", "commit", "--message", "first")
+        client.git(
+            "-c",
+            "user.name=Test",
+            "-c",
+            "user.email=test@example.com",
+            "commit",
+            "--message",
+            "first",
+        )
         (client.place / "tracked.txt").write_text("after")
         client.run("-c", TRAINING)
         yield client
@@ -273,7 +291,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
 def post(server: WandbServer, query: str, key: str | None = None) -> tuple[int, str]:
     """The status of the answer to a query, and its text."""
     headers = {"Authorization": f"Bearer {key}"} if key else {"Authorization": server.authorization}
-    request = urllib.request.Request(f"{server.url}/graphql", json.dumps({"query": query}).encode(), headers)
+    request = urllib.request.Request(
+        f"{server.url}/graphql", json.dumps({"query": query}).encode(), headers
+    )
     try:
         with urllib.request.urlopen(request, timeout=1) as answer:
             return answer.status, answer.read().decode()
@@ -284,7 +304,13 @@ def post(server: WandbServer, query: str, key: str | None = None) -> tuple[int, 
 
 def test_the_run(trained: Client) -> None:
     run = trained.server.runs["r1"]
-    assert (run.entity, run.project, run.name, run.group, run.job_type) == ("team", "p", "first", "g", "train")
+    assert (run.entity, run.project, run.name, run.group, run.job_type) == (
+        "team",
+        "p",
+        "first",
+        "g",
+        "train",
+    )
     assert (run.tags, run.notes, run.state, run.exit_code) == (["a", "b"], "n", "finished", 0)
     assert run.config == {"lr": 0.1, "net": {"depth": 2}, "late": True}
     assert run.host
@@ -298,8 +324,16 @@ def test_its_metrics(trained: Client) -> None:
     metrics = trained.server.runs["r1"].metrics
     assert metrics.keys() == {"epoch", "val/*", "acc"}
     assert metrics["epoch"].hidden
-    assert (metrics["val/*"].glob, metrics["val/*"].step, metrics["val/*"].step_sync) == (True, "epoch", True)
-    assert (metrics["acc"].glob, metrics["acc"].step, metrics["acc"].summary) == (False, "epoch", ["max"])
+    assert (metrics["val/*"].glob, metrics["val/*"].step, metrics["val/*"].step_sync) == (
+        True,
+        "epoch",
+        True,
+    )
+    assert (metrics["acc"].glob, metrics["acc"].step, metrics["acc"].summary) == (
+        False,
+        "epoch",
+        ["max"],
+    )
 
 
 def test_its_rows(trained: Client) -> None:
@@ -313,7 +347,12 @@ def test_its_rows(trained: Client) -> None:
 def test_its_output_and_files(trained: Client) -> None:
     run = trained.server.runs["r1"]
     assert "hello from the run" in run.output.splitlines()
-    assert run.files.keys() >= {"wandb-metadata.json", "config.yaml", "requirements.txt", "wandb-summary.json"}
+    assert run.files.keys() >= {
+        "wandb-metadata.json",
+        "config.yaml",
+        "requirements.txt",
+        "wandb-summary.json",
+    }
     assert b"lr:" in run.files["config.yaml"]
 
 
@@ -335,15 +374,26 @@ def test_its_versions(trained: Client) -> None:
     assert second.files == {"nested/weights.bin": b"w" * 1000 + b"x"}
     assert second.entries["data"]["ref"] == "https://example.com/data"
     logged = trained.server.runs["r1"].logged
-    assert [(one.collection.name, one.index) for one in logged] == [("model", 0), ("model", 1), ("data", 0)]
+    assert [(one.collection.name, one.index) for one in logged] == [
+        ("model", 0),
+        ("model", 1),
+        ("data", 0),
+    ]
 
 
 def test_its_links(trained: Client) -> None:
     collections = trained.server.collections
-    model, portfolio, registered = (collections[name] for name in ("model", "portfolio", "Collection"))
-    assert portfolio.members[0].artifact is registered.members[0].artifact is model.members[1].artifact
+    model, portfolio, registered = (
+        collections[name] for name in ("model", "portfolio", "Collection")
+    )
+    assert (
+        portfolio.members[0].artifact is registered.members[0].artifact is model.members[1].artifact
+    )
     assert sorted(portfolio.members[0].aliases) == ["latest", "linked"]
-    assert (registered.entity, registered.project) == ("organization-entity", "wandb-registry-model")
+    assert (registered.entity, registered.project) == (
+        "organization-entity",
+        "wandb-registry-model",
+    )
     assert sorted(registered.members[0].aliases) == ["latest", "production"]
 
 
@@ -444,7 +494,11 @@ def test_login(client: Client, wandb_server: WandbServer) -> None:
 
 def test_faults_of_the_stream(client: Client, wandb_server: WandbServer) -> None:
     def rows(count: int) -> None:
-        wandb_server.wait(lambda server: "streaming" in server.runs and len(server.runs["streaming"].history) == count)
+        wandb_server.wait(
+            lambda server: (
+                "streaming" in server.runs and len(server.runs["streaming"].history) == count
+            )
+        )
 
     def seen(status: int) -> None:
         wandb_server.wait(lambda server: status in {request.status for request in server.requests})
@@ -453,7 +507,11 @@ def test_faults_of_the_stream(client: Client, wandb_server: WandbServer) -> None
         assert process.stdin
         try:
             wandb_server.wait(
-                lambda server: any("system.memory_percent" in row for run in server.runs.values() for row in run.events)
+                lambda server: any(
+                    "system.memory_percent" in row
+                    for run in server.runs.values()
+                    for row in run.events
+                )
             )
             for count, (fault, status) in enumerate({"503": 503, "hang": 0}.items(), 1):
                 with wandb_server.failing(fault, only="file_stream"):
@@ -495,7 +553,10 @@ def test_faults(wandb_server: WandbServer) -> None:
     [
         ("query Fortune { fortune }", "Fortune: Query.fortune"),
         ("query { viewer { entity ...Of } } fragment Of on User { fortune }", "User.fortune"),
-        ('mutation M { createAgent(input: {host: "h", sweep: "s", fortune: 1}) { agent { id } } }', "fortune"),
+        (
+            'mutation M { createAgent(input: {host: "h", sweep: "s", fortune: 1}) { agent { id } } }',
+            "fortune",
+        ),
         ("{ viewer }", "no fields"),
         ("{ viewer { entity { id } } }", "fields of a scalar"),
         ("subscription S { viewer { entity } }", "subscription"),

@@ -42,7 +42,12 @@ def first(run: Run, tmp_path: Path) -> Bake:
 
     def first(*words: str | Path, stdin: str = "") -> Path:
         command = shlex.join(map(str, (sys.executable, *words)))
-        run("bash", "-c", f"set -o pipefail; printf %s {shlex.quote(stdin)} | {command}", cwd=tmp_path)
+        run(
+            "bash",
+            "-c",
+            f"set -o pipefail; printf %s {shlex.quote(stdin)} | {command}",
+            cwd=tmp_path,
+        )
         (project,) = (tmp_path / "out").iterdir()
         return project
 
@@ -64,10 +69,16 @@ def test_a_zip(first: Bake, bake: Bake, released: Released) -> None:
 
 
 def test_answers_typed_at_the_prompts_in_which_braces_mean_nothing(first: Bake, bake: Bake) -> None:
-    answers = {"description": "{{ cookiecutter.license }} {% raw %}", "license": "Apache-2.0", "slurm": "yes"}
+    answers = {
+        "description": "{{ cookiecutter.license }} {% raw %}",
+        "license": "Apache-2.0",
+        "slurm": "yes",
+    }
     choices = {name: default for name, default in ASKED.items() if isinstance(default, list)}
     lines = [
-        str(choices[name].index(answers[name]) + 1) if name in choices and name in answers else answers.get(name, "")
+        str(choices[name].index(answers[name]) + 1)
+        if name in choices and name in answers
+        else answers.get(name, "")
         for name in ASKED
     ]
     made = first(*COOKIECUTTER, TEMPLATE, stdin="".join(f"{line}\n" for line in lines))
@@ -76,7 +87,9 @@ def test_answers_typed_at_the_prompts_in_which_braces_mean_nothing(first: Bake, 
 
 def test_the_config_file_of_a_user(first: Bake, bake: Bake, tmp_path: Path) -> None:
     config = tmp_path / "cookiecutter.yaml"
-    config.write_text("default_context: {project_name: Odd Duck, license: Apache-2.0, slurm: true, of_others: 1}")
+    config.write_text(
+        "default_context: {project_name: Odd Duck, license: Apache-2.0, slurm: true, of_others: 1}"
+    )
     made = first(*COOKIECUTTER, "--no-input", "--config-file", config, TEMPLATE)
     assert dict(texts(made)) == dict(texts(bake(**ANSWERS)))
 
@@ -87,8 +100,20 @@ def test_the_same_answers_once_more(first: Bake, bake: Bake) -> None:
     assert dict(texts(made)) == dict(texts(bake(**ANSWERS)))
 
 
-def test_cruft_which_knows_the_release_afterwards(first: Bake, run: Run, bake: Bake, released: Released) -> None:
-    create = ("-m", "cruft", "create", "--output-dir", "out", "--no-input", "--checkout", "v1", released.url)
+def test_cruft_which_knows_the_release_afterwards(
+    first: Bake, run: Run, bake: Bake, released: Released
+) -> None:
+    create = (
+        "-m",
+        "cruft",
+        "create",
+        "--output-dir",
+        "out",
+        "--no-input",
+        "--checkout",
+        "v1",
+        released.url,
+    )
     made = first(*create, "--extra-context", json.dumps(ANSWERS))
     files = dict(texts(made))
     known = json.loads(files.pop(".cruft.json"))
@@ -100,7 +125,9 @@ def test_cruft_which_knows_the_release_afterwards(first: Bake, run: Run, bake: B
     assert not run(*cruft, "diff", "--exit-code", cwd=made).strip()
 
 
-def test_no_hooks_after_which_every_part_is_there_and_the_licence_is_the_chosen_one(first: Bake, bake: Bake) -> None:
+def test_no_hooks_after_which_every_part_is_there_and_the_licence_is_the_chosen_one(
+    first: Bake, bake: Bake
+) -> None:
     made = first(*COOKIECUTTER, "--no-input", "--accept-hooks", "no", TEMPLATE, *pairs(ANSWERS))
     files = dict(texts(made))
     assert files.keys() == every_file("odd_duck")
@@ -111,10 +138,28 @@ def test_no_hooks_after_which_every_part_is_there_and_the_licence_is_the_chosen_
 def test_line_ends_are_the_same_in_a_zip_and_in_a_checkout_that_turns_them_for_windows(
     git: Run, released: Released, first: Bake, tmp_path: Path
 ) -> None:
-    git("clone", "--quiet", "--branch", "v1", "--config", "core.autocrlf=true", released.url, "windows", cwd=tmp_path)
+    git(
+        "clone",
+        "--quiet",
+        "--branch",
+        "v1",
+        "--config",
+        "core.autocrlf=true",
+        released.url,
+        "windows",
+        cwd=tmp_path,
+    )
     checkout = tmp_path / "windows"
     git("config", "core.autocrlf", "true", cwd=checkout)
-    git("archive", "--prefix", "windows/zipped/", "--output", tmp_path / "crlf.zip", "HEAD", cwd=checkout)
+    git(
+        "archive",
+        "--prefix",
+        "windows/zipped/",
+        "--output",
+        tmp_path / "crlf.zip",
+        "HEAD",
+        cwd=checkout,
+    )
     first("-m", "zipfile", "--extract", tmp_path / "crlf.zip", "out")
     for name in tracked():
         for copy in (checkout / name, tmp_path / "out" / "windows" / "zipped" / name):
@@ -128,9 +173,19 @@ def test_there_is_no_symlink(project: Path) -> None:
 
 
 def test_hooks_import_nothing_but_pythons_own_library_and_start_no_other_program() -> None:
-    allowed = sys.stdlib_module_names - {"subprocess", "socket", "urllib", "http", "ssl", "multiprocessing", "ctypes"}
+    allowed = sys.stdlib_module_names - {
+        "subprocess",
+        "socket",
+        "urllib",
+        "http",
+        "ssl",
+        "multiprocessing",
+        "ctypes",
+    }
     for hook in (TEMPLATE / "hooks").glob("*.py"):
         for node in ast.walk(ast.parse(hook.read_text(encoding="utf-8"))):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-            names += ["." * node.level + str(node.module)] if isinstance(node, ast.ImportFrom) else []
+            names += (
+                ["." * node.level + str(node.module)] if isinstance(node, ast.ImportFrom) else []
+            )
             assert {name.split(".")[0] for name in names} <= allowed, hook

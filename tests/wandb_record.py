@@ -62,15 +62,29 @@ def recorded(run: Path) -> Recorded:
     for record in records(file):
         kind = record.WhichOneof("record_type")
         if kind == "run":
-            result.id, result.project, result.job_type = record.run.run_id, record.run.project, record.run.job_type
-            result.config |= {item.key: json.loads(item.value_json) for item in record.run.config.update}
+            result.id, result.project, result.job_type = (
+                record.run.run_id,
+                record.run.project,
+                record.run.job_type,
+            )
+            result.config |= {
+                item.key: json.loads(item.value_json) for item in record.run.config.update
+            }
         elif kind == "config":
-            result.config |= {item.key: json.loads(item.value_json) for item in record.config.update}
+            result.config |= {
+                item.key: json.loads(item.value_json) for item in record.config.update
+            }
         elif kind == "history":
-            row = {"/".join(item.nested_key) or item.key: json.loads(item.value_json) for item in record.history.item}
+            row = {
+                "/".join(item.nested_key) or item.key: json.loads(item.value_json)
+                for item in record.history.item
+            }
             result.history.append(row)
         elif kind == "summary":
-            update = {"/".join(i.nested_key) or i.key: json.loads(i.value_json) for i in record.summary.update}
+            update = {
+                "/".join(i.nested_key) or i.key: json.loads(i.value_json)
+                for i in record.summary.update
+            }
             result.summary |= update
         elif kind == "metric":
             result.metrics[record.metric.name or record.metric.glob_name] = record.metric

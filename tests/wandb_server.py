@@ -33,7 +33,17 @@ from typing import Any, ClassVar, Self, TypeVar
 from urllib.parse import quote, unquote, urlsplit
 
 import yaml  # a sweep's configuration comes as YAML; the client itself depends on this package
-from graphql_documents import Document, Execution, Node, Unknown, call, connection, ignoring, paged, taken
+from graphql_documents import (
+    Document,
+    Execution,
+    Node,
+    Unknown,
+    call,
+    connection,
+    ignoring,
+    paged,
+    taken,
+)
 
 ENTITY = "team"
 ORGANIZATION, ORGANIZATION_ENTITY = "organization", "organization-entity"
@@ -158,7 +168,9 @@ class Run:
                 step = defined[item["5"] - 1]["1"]
             summary = [SUMMARIES[number] for number in item.get("7", [])]
             goal = GOALS[item.get("8", 0)]
-            metrics[name] = Metric(name, "2" in item, step, 1 in options, 2 in options, summary, goal)
+            metrics[name] = Metric(
+                name, "2" in item, step, 1 in options, 2 in options, summary, goal
+            )
         return metrics
 
     def rows(self, low: float, high: float) -> list[dict[str, Any]]:
@@ -203,7 +215,11 @@ class Artifact:
     @property
     def files(self) -> dict[str, bytes]:
         """The contents by path, of what is no reference."""
-        return {path: self.blobs[hexadecimal(e["digest"])] for path, e in self.entries.items() if "ref" not in e}
+        return {
+            path: self.blobs[hexadecimal(e["digest"])]
+            for path, e in self.entries.items()
+            if "ref" not in e
+        }
 
 
 @dataclass(eq=False)
@@ -235,7 +251,10 @@ class Collection:
         return self.entity, self.project, self.name
 
     def member(self, alias: str) -> Member | None:
-        return next((member for member in self.members if alias in (f"v{member.index}", *member.aliases)), None)
+        return next(
+            (member for member in self.members if alias in (f"v{member.index}", *member.aliases)),
+            None,
+        )
 
     def point(self, member: Member, alias: str) -> None:
         """Moves an alias to a version."""
@@ -294,7 +313,9 @@ class Sweep:
         self.state, run = "RUNNING", secrets.token_hex(4)
         self.runs.append(run)
         arguments = {name: {"value": value} for name, value in draw.items()}
-        return [{"type": "run", "run_id": run, "program": self.config.get("program"), "args": arguments}]
+        return [
+            {"type": "run", "run_id": run, "program": self.config.get("program"), "args": arguments}
+        ]
 
 
 @dataclass(eq=False)
@@ -310,10 +331,16 @@ def draws(config: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """A sweep's parameters, one draw for each run."""
     parameters, runs = config.get("parameters", {}), config.get("run_cap")
     if config["method"] == "grid":
-        values = [one["values"] if "values" in one else [one["value"]] for one in parameters.values()]
-        combinations = (dict(zip(parameters, chosen, strict=True)) for chosen in itertools.product(*values))
+        values = [
+            one["values"] if "values" in one else [one["value"]] for one in parameters.values()
+        ]
+        combinations = (
+            dict(zip(parameters, chosen, strict=True)) for chosen in itertools.product(*values)
+        )
     else:
-        combinations = ({name: drawn(one) for name, one in parameters.items()} for _ in itertools.count())
+        combinations = (
+            {name: drawn(one) for name, one in parameters.items()} for _ in itertools.count()
+        )
     return itertools.islice(combinations, runs)
 
 
@@ -386,14 +413,18 @@ class State:
         self.allow(name)
         collection = self.collections.get((*key, name))
         if collection is None:
-            collection = self.collections[*key, name] = self.new(Collection, *key, name, type, portfolio)
+            collection = self.collections[*key, name] = self.new(
+                Collection, *key, name, type, portfolio
+            )
         if (collection.type, collection.portfolio) != (type, portfolio):
             raise Refused(409, f"collection {name} is of type {collection.type}")
         return collection
 
     def version(self, collection: Collection, digest: str) -> Artifact | None:
         """The version with this content."""
-        same = (one for one in self.artifacts if (one.collection, one.digest) == (collection, digest))
+        same = (
+            one for one in self.artifacts if (one.collection, one.digest) == (collection, digest)
+        )
         return next((one for one in same if one.state != "DELETED"), None)
 
     def commit(self, artifact: Artifact) -> None:
@@ -407,8 +438,18 @@ class State:
 # How GraphQL sees it
 
 
-ATTRIBUTES = {"name": "id", "display_name": "name", "created_at": "created", "heartbeat_at": "heartbeat"}
-ATTRIBUTES |= {"displayName": "name", "createdAt": "created", "jobType": "job_type", "versionIndex": "index"}
+ATTRIBUTES = {
+    "name": "id",
+    "display_name": "name",
+    "created_at": "created",
+    "heartbeat_at": "heartbeat",
+}
+ATTRIBUTES |= {
+    "displayName": "name",
+    "createdAt": "created",
+    "jobType": "job_type",
+    "versionIndex": "index",
+}
 ATTRIBUTES |= {name: name for name in ("state", "group", "job_type", "sweep", "tags")}
 
 
@@ -447,7 +488,9 @@ def matches(item: Run | Artifact, filters: dict[str, Any]) -> bool:
         comparisons = wanted if isinstance(wanted, dict) else {"$eq": wanted}
         if unknown := comparisons.keys() - COMPARISONS.keys():
             raise Unknown(f"filter {unknown}")
-        if not all(COMPARISONS[name](value_of(item, key), operand) for name, operand in comparisons.items()):
+        if not all(
+            COMPARISONS[name](value_of(item, key), operand) for name, operand in comparisons.items()
+        ):
             return False
     return True
 
@@ -469,7 +512,9 @@ def optional(node: Callable[[Kept], Node], found: Kept | None) -> Node | None:
 
 def sampled(rows: list[dict[str, Any]], samples: int) -> list[dict[str, Any]]:
     """At most so many of the rows, evenly spaced."""
-    return rows if len(rows) <= samples else [rows[i * len(rows) // samples] for i in range(samples)]
+    return (
+        rows if len(rows) <= samples else [rows[i * len(rows) // samples] for i in range(samples)]
+    )
 
 
 class Nodes:
@@ -500,12 +545,16 @@ class Nodes:
             orgEntity=lambda: self._entity(ORGANIZATION_ENTITY),
             coreWeaveOrganizationId=None,
         )
-        return Node("Entity", id=identifier("Entity", name), name=name, user=None, organization=organization)
+        return Node(
+            "Entity", id=identifier("Entity", name), name=name, user=None, organization=organization
+        )
 
     def _project(self, entity: str, name: str) -> Node:
         key, state = (entity, name), self.state
         runs = [run for run in state.runs.values() if (run.entity, run.project) == key]
-        collections = [one for one in state.collections.values() if (one.entity, one.project) == key]
+        collections = [
+            one for one in state.collections.values() if (one.entity, one.project) == key
+        ]
 
         def collection(name: str) -> Node | None:
             return optional(self._collection, state.collections.get((*key, name)))
@@ -519,7 +568,9 @@ class Nodes:
                 description=None,
                 createdAt=now(),
                 artifactCollection=lambda name: optional(self._collection, these.get(name)),
-                artifactCollections=paged(lambda: [self._collection(one) for one in these.values()]),
+                artifactCollections=paged(
+                    lambda: [self._collection(one) for one in these.values()]
+                ),
             )
             return artifact_type if these else None
 
@@ -553,16 +604,22 @@ class Nodes:
                 [self._run(run) for run in selected(runs, filters, order)], first, after
             ),
             sweep=sweep,
-            artifact=lambda name: optional(lambda found: self._artifact(found.artifact), member(name)),
+            artifact=lambda name: optional(
+                lambda found: self._artifact(found.artifact), member(name)
+            ),
             artifactType=of_type,
-            artifactTypes=paged(lambda: [of_type(type) for type in sorted({one.type for one in collections})]),
+            artifactTypes=paged(
+                lambda: [of_type(type) for type in sorted({one.type for one in collections})]
+            ),
             artifactCollection=collection,
             artifactCollections=paged(lambda: [self._collection(one) for one in collections]),
             artifactCollectionMembership=lambda name: optional(self._member, member(name)),
         )
 
     def _run(self, run: Run) -> Node:
-        def history(samples: int = sys.maxsize, minStep: int = 0, maxStep: float = math.inf) -> list[str]:
+        def history(
+            samples: int = sys.maxsize, minStep: int = 0, maxStep: float = math.inf
+        ) -> list[str]:
             return [text(row) for row in sampled(run.rows(minStep, maxStep), samples)]
 
         def sampled_history(specs: str | list[str]) -> list[list[dict[str, Any]]]:
@@ -570,20 +627,34 @@ class Nodes:
             return [call("sampledHistory", series, json.loads(spec)) for spec in each]
 
         def series(
-            keys: Sequence[str] = (), samples: int = 500, minStep: int = 0, maxStep: float = math.inf
+            keys: Sequence[str] = (),
+            samples: int = 500,
+            minStep: int = 0,
+            maxStep: float = math.inf,
         ) -> list[Any]:
             rows = [row for row in run.rows(minStep, maxStep + 1) if row.keys() >= set(keys)]
             return sampled([{key: row[key] for key in keys or row} for row in rows], samples)
 
         def files(
-            names: Sequence[str] = (), pattern: str = "%", first: int | None = None, after: str | None = None
+            names: Sequence[str] = (),
+            pattern: str = "%",
+            first: int | None = None,
+            after: str | None = None,
         ) -> Node:
             chosen = fnmatch.filter(run.files, pattern.replace("%", "*").replace("_", "?"))
             nodes = [self._file(name, run.files[name], self._run_url(run, name)) for name in chosen]
-            return connection([node for node in nodes if not names or node.fields["name"] in names], first, after)
+            return connection(
+                [node for node in nodes if not names or node.fields["name"] in names], first, after
+            )
 
         def artifacts(artifacts: list[Artifact]) -> Callable[..., Node]:
-            return paged(lambda: [self._artifact(artifact) for artifact in artifacts if artifact.state == "COMMITTED"])
+            return paged(
+                lambda: [
+                    self._artifact(artifact)
+                    for artifact in artifacts
+                    if artifact.state == "COMMITTED"
+                ]
+            )
 
         names = "id=node name=id displayName=name description notes tags group jobType=job_type commit state"
         return Node(
@@ -598,7 +669,9 @@ class Nodes:
             project=lambda: self._project(run.entity, run.project),
             projectId=self.state.projects[run.entity, run.project],
             config=text(run.raw_config),
-            wandbConfig=lambda keys: text({key: run.internal[key] for key in keys if key in run.internal}),
+            wandbConfig=lambda keys: text(
+                {key: run.internal[key] for key in keys if key in run.internal}
+            ),
             summaryMetrics=text(run.summary),
             systemMetrics=text(run.events[-1] if run.events else {}),
             historyKeys={
@@ -641,11 +714,17 @@ class Nodes:
         )
 
     def _collection(self, collection: Collection) -> Node:
-        def artifacts(filters: str = "{}", order: str = "", first: int | None = None, after: str | None = None) -> Node:
+        def artifacts(
+            filters: str = "{}", order: str = "", first: int | None = None, after: str | None = None
+        ) -> Node:
             numbers = {member.artifact.node: f"v{member.index}" for member in collection.members}
-            chosen = selected([member.artifact for member in reversed(collection.members)], filters, order)
+            chosen = selected(
+                [member.artifact for member in reversed(collection.members)], filters, order
+            )
             nodes = [self._artifact(artifact) for artifact in chosen]
-            return connection(nodes, first, after, version=[numbers[artifact.node] for artifact in chosen])
+            return connection(
+                nodes, first, after, version=[numbers[artifact.node] for artifact in chosen]
+            )
 
         aliases = [(member, alias) for member in collection.members for alias in member.aliases]
         return Node(
@@ -656,9 +735,13 @@ class Nodes:
             defaultArtifactType=Node("ArtifactType", name=collection.type),
             tags=connection([]),
             aliases=paged(lambda: [self._alias(member, alias) for member, alias in aliases]),
-            artifactMembership=lambda aliasName: optional(self._member, collection.member(aliasName)),
+            artifactMembership=lambda aliasName: optional(
+                self._member, collection.member(aliasName)
+            ),
             artifacts=artifacts,
-            latestArtifact=lambda: optional(lambda found: self._artifact(found.artifact), collection.member("latest")),
+            latestArtifact=lambda: optional(
+                lambda found: self._artifact(found.artifact), collection.member("latest")
+            ),
         )
 
     def _alias(self, member: Member, alias: str) -> Node:
@@ -672,9 +755,13 @@ class Nodes:
     def _member(self, member: Member) -> Node:
         self.state.allow(member.collection.name)
 
-        def files(names: Sequence[str] = (), first: int | None = None, after: str | None = None) -> Node:
+        def files(
+            names: Sequence[str] = (), first: int | None = None, after: str | None = None
+        ) -> Node:
             nodes = [
-                self._file(path, content, self._blob_url(member.artifact.entries[path]["digest"], path))
+                self._file(
+                    path, content, self._blob_url(member.artifact.entries[path]["digest"], path)
+                )
                 for path, content in member.artifact.files.items()
                 if not names or path in names
             ]
@@ -690,14 +777,22 @@ class Nodes:
         )
 
     def _members(self, artifact: Artifact) -> list[Member]:
-        return [m for one in self.state.collections.values() for m in one.members if m.artifact is artifact]
+        return [
+            m
+            for one in self.state.collections.values()
+            for m in one.members
+            if m.artifact is artifact
+        ]
 
     def _artifact(self, artifact: Artifact) -> Node:
         self.state.allow(artifact.collection.name)
         members = self._members(artifact)
         return Node(
             "Artifact",
-            **taken(artifact, "id=node versionIndex=index description historyStep=history_step state size digest"),
+            **taken(
+                artifact,
+                "id=node versionIndex=index description historyStep=history_step state size digest",
+            ),
             **taken(artifact, "createdAt=created updatedAt=created commitHash=digest"),
             ttlDurationSeconds=-1,
             ttlIsInherited=True,
@@ -706,7 +801,9 @@ class Nodes:
             artifactType=Node("ArtifactType", name=artifact.collection.type),
             metadata=text(artifact.metadata),
             tags=[Node("Tag", id=identifier("Tag", tag), name=tag) for tag in artifact.tags],
-            aliases=lambda: [self._alias(member, alias) for member in members for alias in member.aliases],
+            aliases=lambda: [
+                self._alias(member, alias) for member in members for alias in member.aliases
+            ],
             artifactMemberships=lambda: connection([self._member(member) for member in members]),
             currentManifest=lambda: self._manifest(artifact),
             createdBy=lambda: optional(self._run, artifact.creator),
@@ -725,7 +822,10 @@ class Nodes:
         runs = [run for run in self.state.runs.values() if run.sweep == sweep.id]
         return Node(
             "Sweep",
-            **taken(sweep, "id=node name=id displayName=name state config=text createdAt=created updatedAt=created"),
+            **taken(
+                sweep,
+                "id=node name=id displayName=name state config=text createdAt=created updatedAt=created",
+            ),
             bestLoss=None,
             heartbeatAt=None,
             controller=None,
@@ -747,7 +847,9 @@ class Queries(Nodes):
         return self._user()
 
     def serverInfo(self) -> Node:
-        return Node("ServerInfo", features=[Node("Feature", name=name, isEnabled=True) for name in FEATURES])
+        return Node(
+            "ServerInfo", features=[Node("Feature", name=name, isEnabled=True) for name in FEATURES]
+        )
 
     def project(self, name: str = "", entityName: str = "") -> Node | None:
         key = (entityName or ENTITY, name or PROJECT)
@@ -755,8 +857,14 @@ class Queries(Nodes):
 
     model = project
 
-    def models(self, entityName: str = ENTITY, first: int | None = None, after: str | None = None) -> Node:
-        return connection([self._project(*key) for key in self.state.projects if key[0] == entityName], first, after)
+    def models(
+        self, entityName: str = ENTITY, first: int | None = None, after: str | None = None
+    ) -> Node:
+        return connection(
+            [self._project(*key) for key in self.state.projects if key[0] == entityName],
+            first,
+            after,
+        )
 
     def entity(self, name: str) -> Node | None:
         return self._entity(name) if name in (ENTITY, ORGANIZATION_ENTITY) else None
@@ -789,12 +897,20 @@ class Mutations(Nodes):
         for given, value in values.items():
             if given not in RUN_INPUTS:
                 raise Unknown(f"upsertBucket: {given}")
-            setattr(run, RUN_INPUTS[given], json.loads(value) if given in ("config", "summaryMetrics") else value)
+            setattr(
+                run,
+                RUN_INPUTS[given],
+                json.loads(value) if given in ("config", "summaryMetrics") else value,
+            )
         node = self._run(run)
-        node.fields["historyLineCount"] = None  # or the client would go on there, though it does not resume
+        node.fields["historyLineCount"] = (
+            None  # or the client would go on there, though it does not resume
+        )
         return Node("UpsertBucketPayload", bucket=node, inserted=inserted)
 
-    def createRunFiles(self, entityName: str, projectName: str, runName: str, files: list[str]) -> Node:
+    def createRunFiles(
+        self, entityName: str, projectName: str, runName: str, files: list[str]
+    ) -> Node:
         run = self.state.run(entityName, projectName, runName)
         nodes = [Node("File", name=name, uploadUrl=self._run_url(run, name)) for name in files]
         return Node("CreateRunFilesPayload", runID=run.node, uploadHeaders=[], files=nodes)
@@ -826,11 +942,15 @@ class Mutations(Nodes):
         creator = self.state.run(*key, runName) if runName else None
         artifact = self.state.version(collection, digest) if enableDigestDeduplication else None
         if artifact is None:
-            artifact = self.state.new(Artifact, collection, digest, self.state.blobs, creator, description)
+            artifact = self.state.new(
+                Artifact, collection, digest, self.state.blobs, creator, description
+            )
             artifact.metadata, artifact.history_step = json.loads(metadata), historyStep
             self.state.artifacts.append(artifact)
         artifact.tags += [tag["tagName"] for tag in tags if tag["tagName"] not in artifact.tags]
-        artifact.wanted += [one["alias"] for one in aliases if one["artifactCollectionName"] == name]
+        artifact.wanted += [
+            one["alias"] for one in aliases if one["artifactCollectionName"] == name
+        ]
         if creator and artifact not in creator.logged:
             creator.logged.append(artifact)
         if artifact.state == "COMMITTED":
@@ -864,7 +984,11 @@ class Mutations(Nodes):
 
     def commitArtifact(self, artifactID: str) -> Node:
         artifact = self.state.get(Artifact, artifactID)
-        digests = [hexadecimal(entry["digest"]) for entry in artifact.entries.values() if "ref" not in entry]
+        digests = [
+            hexadecimal(entry["digest"])
+            for entry in artifact.entries.values()
+            if "ref" not in entry
+        ]
         if not artifact.manifest or not self.state.blobs.keys() >= set(digests):
             raise Refused(400, f"artifact {artifact.collection.name} is not wholly uploaded")
         self.state.commit(artifact)
@@ -872,7 +996,10 @@ class Mutations(Nodes):
 
     @ignoring("usedAs", "artifactEntityName", "artifactProjectName")
     def useArtifact(self, artifactID: str, entityName: str, projectName: str, runName: str) -> Node:
-        artifact, run = self.state.get(Artifact, artifactID), self.state.run(entityName, projectName, runName)
+        artifact, run = (
+            self.state.get(Artifact, artifactID),
+            self.state.run(entityName, projectName, runName),
+        )
         node = self._artifact(artifact)
         if artifact not in run.used:
             run.used.append(artifact)
@@ -891,10 +1018,14 @@ class Mutations(Nodes):
         artifact.description = artifact.description if description is None else description
         artifact.metadata = artifact.metadata if metadata is None else json.loads(metadata)
         changed = {tag["tagName"] for tag in [*tagsToAdd, *tagsToDelete]}
-        artifact.tags = [tag for tag in artifact.tags if tag not in changed] + [tag["tagName"] for tag in tagsToAdd]
+        artifact.tags = [tag for tag in artifact.tags if tag not in changed] + [
+            tag["tagName"] for tag in tagsToAdd
+        ]
         return Node("UpdateArtifactPayload", artifact=self._artifact(artifact))
 
-    def _named(self, artifactID: str, aliases: list[dict[str, str]]) -> Iterator[tuple[Member, str]]:
+    def _named(
+        self, artifactID: str, aliases: list[dict[str, str]]
+    ) -> Iterator[tuple[Member, str]]:
         """A version's memberships and the aliases they are to get or lose."""
         members = {m.collection.key: m for m in self._members(self.state.get(Artifact, artifactID))}
         for one in aliases:
@@ -933,15 +1064,23 @@ class Mutations(Nodes):
     ) -> Node:
         artifact = self.state.get(Artifact, artifactID)
         key = self.state.project(entityName, projectName)
-        portfolio = self.state.collection(key, artifactPortfolioName, artifact.collection.type, portfolio=True)
+        portfolio = self.state.collection(
+            key, artifactPortfolioName, artifact.collection.type, portfolio=True
+        )
         member = portfolio.added(artifact, self.state)
         for one in aliases:
             portfolio.point(member, one["alias"])
-        return Node("LinkArtifactPayload", versionIndex=member.index, artifactMembership=self._member(member))
+        return Node(
+            "LinkArtifactPayload",
+            versionIndex=member.index,
+            artifactMembership=self._member(member),
+        )
 
     def unlinkArtifact(self, artifactID: str, artifactPortfolioID: str) -> Node:
         portfolio = self.state.get(Collection, artifactPortfolioID)
-        portfolio.members = [member for member in portfolio.members if member.artifact.node != artifactID]
+        portfolio.members = [
+            member for member in portfolio.members if member.artifact.node != artifactID
+        ]
         return Node("UnlinkArtifactPayload", success=True)
 
     @ignoring("description", "templateVariableValues")
@@ -987,7 +1126,10 @@ def resolvers(root: Nodes) -> dict[str, Callable[..., Any]]:
         return lambda input: call(name, getattr(root, name), input)
 
     names = [name for name in vars(type(root)) if not name.startswith("_")]
-    return {name: taking_input(name) if isinstance(root, Mutations) else getattr(root, name) for name in names}
+    return {
+        name: taking_input(name) if isinstance(root, Mutations) else getattr(root, name)
+        for name in names
+    }
 
 
 # How the client reaches it
@@ -995,9 +1137,19 @@ def resolvers(root: Nodes) -> dict[str, Callable[..., Any]]:
 
 def streamed(run: Run, body: dict[str, Any]) -> None:
     """Takes a message of the file stream: lines of files at their offsets, heartbeats and the end of the run."""
-    if unknown := body.keys() - {"files", "complete", "exitcode", "preempting", "uploaded", "dropped"}:
+    if unknown := body.keys() - {
+        "files",
+        "complete",
+        "exitcode",
+        "preempting",
+        "uploaded",
+        "dropped",
+    }:
         raise Unknown(f"file stream with {unknown}")
-    streams: dict[str, list[Any]] = {"wandb-history.jsonl": run.history, "wandb-events.jsonl": run.events}
+    streams: dict[str, list[Any]] = {
+        "wandb-history.jsonl": run.history,
+        "wandb-events.jsonl": run.events,
+    }
     streams["output.log"] = run.lines
     for name, chunk in (body.get("files") or {}).items():
         lines, offset = chunk["content"], chunk.get("offset", 0)
@@ -1007,7 +1159,9 @@ def streamed(run: Run, body: dict[str, Any]) -> None:
         kept = streams.get(name)
         if kept is None or offset > len(kept):
             raise Unknown(f"file stream of {name} from line {offset}")
-        if name == "output.log":  # a line may change, such as a progress bar's, without what follows
+        if (
+            name == "output.log"
+        ):  # a line may change, such as a progress bar's, without what follows
             kept[offset : offset + len(lines)] = lines
         else:
             kept[offset:] = map(json.loads, lines)
@@ -1041,7 +1195,12 @@ class Fault:
     over: threading.Event = field(default_factory=threading.Event)
 
     KINDS = ("refuse", "503", "401", "403", "404", "hang", "cut")
-    PARTS: ClassVar = {"graphql": "graphql", "files": "file_stream", "storage": "storage", "artifactsV2": "storage"}
+    PARTS: ClassVar = {
+        "graphql": "graphql",
+        "files": "file_stream",
+        "storage": "storage",
+        "artifactsV2": "storage",
+    }
 
     def __post_init__(self) -> None:
         partial = self.only in self.PARTS.values() and self.kind != "refuse"
@@ -1056,7 +1215,10 @@ class Handler(BaseHTTPRequestHandler):
     server: "Listener"
 
     def _handle(self) -> None:
-        owner, content = self.server.owner, self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        owner, content = (
+            self.server.owner,
+            self.rfile.read(int(self.headers.get("Content-Length") or 0)),
+        )
         path = urlsplit(self.path).path
         part = Fault.PARTS.get(path.split("/")[1], "")
         self.operation, body = "", b""
@@ -1069,7 +1231,10 @@ class Handler(BaseHTTPRequestHandler):
         try:
             if fault and fault.kind.isdigit():
                 raise Refused(int(fault.kind), "fault")
-            if part in ("graphql", "file_stream") and self.headers.get("Authorization") != owner.authorization:
+            if (
+                part in ("graphql", "file_stream")
+                and self.headers.get("Authorization") != owner.authorization
+            ):
                 raise Refused(401, "user is not logged in")
             with owner.changed:
                 status, body = 200, self._answer(owner, path, content)
@@ -1081,10 +1246,17 @@ class Handler(BaseHTTPRequestHandler):
             status, body = 400, text({"errors": [{"message": problem}]}).encode()
         owner.log(self.command, path, self.operation, status)
         self.send_response(status)
-        self.send_header("Content-Type", "application/json" if part == "graphql" else "application/octet-stream")
+        self.send_header(
+            "Content-Type", "application/json" if part == "graphql" else "application/octet-stream"
+        )
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        if fault and fault.kind == "cut" and self.command == "GET" and path.startswith("/storage/blob/"):
+        if (
+            fault
+            and fault.kind == "cut"
+            and self.command == "GET"
+            and path.startswith("/storage/blob/")
+        ):
             body, self.close_connection = body[: len(body) // 2], True
         self.wfile.write(body)
 
@@ -1102,7 +1274,16 @@ class Handler(BaseHTTPRequestHandler):
             case "GET" | "PUT" as method, ["storage", "run", entity, project, run, *file]:
                 files = owner.state.run(entity, project, run).files
                 return self._stored(files, "/".join(file), content if method == "PUT" else None)
-            case "GET" | "PUT" as method, ["storage", "blob", digest, *_] | ["artifactsV2", _, _, _, _, _, digest, _]:
+            case "GET" | "PUT" as method, ["storage", "blob", digest, *_] | [
+                "artifactsV2",
+                _,
+                _,
+                _,
+                _,
+                _,
+                digest,
+                _,
+            ]:
                 if method == "PUT" and hashlib.md5(content).hexdigest() != digest:
                     raise Refused(400, "content does not match its digest")
                 return self._stored(owner.state.blobs, digest, content if method == "PUT" else None)
@@ -1111,7 +1292,12 @@ class Handler(BaseHTTPRequestHandler):
                 return b""
             case "GET", ["storage", "manifest", node]:
                 return text(owner.state.get(Artifact, node).manifest).encode()
-            case "POST", ["sdk", "otel", "v1", "metrics" | "logs" | "traces"]:  # what the client tells of itself
+            case "POST", [
+                "sdk",
+                "otel",
+                "v1",
+                "metrics" | "logs" | "traces",
+            ]:  # what the client tells of itself
                 return b""
         raise Unknown(f"{self.command} of the path")
 
@@ -1129,7 +1315,9 @@ class Handler(BaseHTTPRequestHandler):
         self.operation = document.name
         if document.kind not in ROOTS:
             raise Unknown(f"a {document.kind}")
-        root = Node(document.kind.title(), **resolvers(ROOTS[document.kind](owner.state, owner.url)))
+        root = Node(
+            document.kind.title(), **resolvers(ROOTS[document.kind](owner.state, owner.url))
+        )
         data = Execution(document, request.get("variables") or {}).node(root, document.selections)
         return text({"data": data}).encode()
 
@@ -1148,7 +1336,9 @@ class Listener(ThreadingHTTPServer):
         self.owner = owner
         self._connections: set[socket.socket] = set()
         super().__init__(("127.0.0.1", port), Handler)
-        threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+        threading.Thread(
+            target=self.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True
+        ).start()
 
     def process_request(self, request: Any, client_address: Any) -> None:
         self._connections.add(request)
@@ -1181,7 +1371,9 @@ class WandbServer:
         self.requests: deque[Request] = deque(maxlen=10_000)
         self.changed = threading.Condition()
         self.fault: Fault | None = None
-        self._reserved: socket.socket | None = None  # keeps the port, without listening, while connections are refused
+        self._reserved: socket.socket | None = (
+            None  # keeps the port, without listening, while connections are refused
+        )
         self._listener = Listener(self, 0)
         self.port: int = self._listener.server_address[1]
         self.url = f"http://127.0.0.1:{self.port}"
@@ -1276,9 +1468,15 @@ class WandbServer:
         with self.changed:
             return {
                 "runs": {run.id: self._dumped_run(run) for run in self.state.runs.values()},
-                "artifacts": {one.name: self._dumped(one) for one in self.state.collections.values()},
+                "artifacts": {
+                    one.name: self._dumped(one) for one in self.state.collections.values()
+                },
                 "sweeps": {
-                    sweep.id: {"config": sweep.config, "state": sweep.state, "runs": list(sweep.runs)}
+                    sweep.id: {
+                        "config": sweep.config,
+                        "state": sweep.state,
+                        "runs": list(sweep.runs),
+                    }
                     for sweep in self.state.sweeps.values()
                 },
                 "unknown": list(self.unknown),
@@ -1286,9 +1484,13 @@ class WandbServer:
 
     def _dumped_run(self, run: Run) -> dict[str, Any]:
         names = "entity project id name group job_type tags notes state exit_code program host commit remote sweep"
-        plain = {name: getattr(run, name) for name in f"{names} config history events output summary".split()}
+        plain = {
+            name: getattr(run, name)
+            for name in f"{names} config history events output summary".split()
+        }
         versions = {
-            name: [f"{one.collection.name}:v{one.index}" for one in getattr(run, name)] for name in ("used", "logged")
+            name: [f"{one.collection.name}:v{one.index}" for one in getattr(run, name)]
+            for name in ("used", "logged")
         }
         metrics = {name: vars(metric) for name, metric in run.metrics.items()}
         files = {name: len(content) for name, content in run.files.items()}
@@ -1309,4 +1511,8 @@ class WandbServer:
             for member in collection.members
         ]
         place = {"entity": collection.entity, "project": collection.project}
-        return place | {"type": collection.type, "portfolio": collection.portfolio, "versions": versions}
+        return place | {
+            "type": collection.type,
+            "portfolio": collection.portfolio,
+            "versions": versions,
+        }
