@@ -1,32 +1,37 @@
-# Everything the template needs: pip and venv alone suffice. Another interpreter: PYTHON=python3.12 make test
-PYTHON ?= $(shell for python in python3.11 python3; do $$python -c "" 2>/dev/null && echo $$python && break; done)
+# Everything the template needs: pip and venv alone suffice. Another interpreter:
+#   PYTHON=python3.12 make test
+PYTHON ?= $(shell for python in python3.11 python3; do \
+	$$python -c "" 2>/dev/null && echo $$python && break; done)
 BIN := .venv/bin
 TEMPLATE := {{cookiecutter.project_slug}}
-# Bakes the default project into the folder $(1), whatever the person's own cookiecutter settings are.
+# Bakes the default project into the folder $(1), without the person's cookiecutter settings.
 bake = HOME="$(1)" $(BIN)/cookiecutter --no-input --default-config --output-dir "$(1)" .
 # Every optional part of it.
 PARTS := slurm=yes fabric=yes docker=yes
-# Makes a folder $$bakery that is gone when the recipe ends.
+# Makes a folder $$bakery that is deleted when the recipe ends.
 bakery = set -e; bakery=$$(mktemp -d); trap 'rm -rf "$$bakery"' EXIT
 
-demo: .venv/ready  # bakes the default project into .demo/ and trains it there; nothing leaves this machine
+# Bakes the default project into .demo/ and trains it there; nothing leaves this machine.
+demo: .venv/ready
 	rm -rf .demo && mkdir .demo
 	$(call bake,.demo)
-	cd .demo/my-project && WANDB_MODE=offline ../../$(BIN)/python main.py fit --config configs/digits.yaml
+	cd .demo/my-project && \
+	  WANDB_MODE=offline ../../$(BIN)/python main.py fit --config configs/digits.yaml
 	@echo "What came out, in .demo/my-project:"
 	@cd .demo/my-project && find runs -type f \( -not -path "*/wandb/*" -o -name "*.wandb" \) | sort
 
-test: .venv/ready  # what takes minutes
+test: .venv/ready  # all tests that are not slow, in minutes
 	$(BIN)/python -m pytest -n auto -m "not slow"
 
-test-all: test  # and what takes longer: fresh environments, `make demo` itself
+test-all: test  # and the slow ones: fresh environments, `make demo`
 	$(BIN)/python -m pytest -n auto -m slow
 
 ROUNDS ?= 100
-chaos: .venv/ready  # kills and resumes so many runs at random moments, and compares them with undisturbed ones
+# Kills and resumes this number of runs at random moments, and compares them with undisturbed ones.
+chaos: .venv/ready
 	$(BIN)/python tests/chaos.py --rounds $(ROUNDS)
 
-bench: .venv/ready  # what a project costs beside less and more: benchmarks/results/, in a few minutes
+bench: .venv/ready  # what a step costs, compared with others: benchmarks/results/, in minutes
 	$(BIN)/python benchmarks/bench.py
 
 picture: .venv/ready  # docs/terminal.svg: a terminal in which the example was just trained
@@ -38,23 +43,26 @@ check: .venv/ready  # Python and workflows, the template's own and a baked proje
 	$(BIN)/mypy
 	$(BIN)/zizmor --offline --strict-collection --persona pedantic .github
 	$(BIN)/actionlint .github/workflows/*.yml
-	@$(bakery); $(call bake,$$bakery) $(PARTS); PATH="$(CURDIR)/$(BIN):$$PATH"; cd "$$bakery/my-project"; set -x; \
+	@$(bakery); $(call bake,$$bakery) $(PARTS); PATH="$(CURDIR)/$(BIN):$$PATH"; \
+	cd "$$bakery/my-project"; set -x; \
 	ruff check .; ruff format --check .; mypy --python-executable "$(CURDIR)/$(BIN)/python"; \
 	zizmor --offline --strict-collection --persona pedantic .; actionlint .github/workflows/*.yml
 
-# Python files of the template hold no Jinja but the package's name: what ruff mends in a bake goes back to where it came from.
-fix: .venv/ready  # what ruff can mend by itself
+# The only Jinja in Python files is the package's name: what ruff repairs in a bake is copied back.
+fix: .venv/ready  # what ruff can repair by itself
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	@$(bakery); $(call bake,$$bakery) $(PARTS) package_name=package_of_the_template; cd "$$bakery/my-project"; \
+	@$(bakery); $(call bake,$$bakery) $(PARTS) package_name=package_of_the_template; \
+	cd "$$bakery/my-project"; \
 	"$(CURDIR)/$(BIN)/ruff" check --fix . || true; "$(CURDIR)/$(BIN)/ruff" format .; \
 	find . -name "*.py" | while read -r file; do \
 	  origin=$$(echo "$$file" | sed "s/package_of_the_template/{{cookiecutter.package_name}}/"); \
-	  sed "s/package_of_the_template/{{ cookiecutter.package_name }}/g" "$$file" > "$(CURDIR)/$(TEMPLATE)/$$origin"; \
+	  sed "s/package_of_the_template/{{ cookiecutter.package_name }}/g" "$$file" \
+	    > "$(CURDIR)/$(TEMPLATE)/$$origin"; \
 	done
 
 .venv/ready: requirements.txt
-	@echo "Making .venv with $(PYTHON): downloads PyTorch and its companions once, which takes some minutes."
+	@echo "Making .venv with $(PYTHON): downloads PyTorch and its companions once, in some minutes."
 	$(PYTHON) -m venv --clear .venv
 	$(BIN)/python -m pip install --disable-pip-version-check --requirement requirements.txt
 	@touch $@

@@ -2,8 +2,9 @@
 
     python benchmarks/away.py
 
-Real runs of a baked project, as processes, online with a server of the tests that fails from the start of the run or
-from its second epoch on. Times hold for one machine at one time: compare them with the run that nothing disturbs.
+Real runs of a baked project, as processes, online with a server of the tests that fails from the
+start of the run or from its second epoch. Times hold for one machine at one time: compare them with
+the run that nothing disturbs.
 """
 
 import argparse
@@ -50,8 +51,9 @@ def measured(project: Path, home: Path, fault: str, at: str, timeout: float) -> 
     with WandbServer() as server:
         env = environment(home) | server.env()
         env |= {"CLOCK": str(clock), "RUNS_ROOT": str(home / "runs"), "OMP_NUM_THREADS": "1"}
-        words = f"fit --config configs/digits.yaml --trainer.max_epochs {EPOCHS} --trainer.log_every_n_steps 1"
-        words += f" --trainer.logger.log_model all --trainer.logger.finish_timeout {timeout}"
+        words = f"fit --config configs/digits.yaml --trainer.max_epochs {EPOCHS}"
+        words += " --trainer.log_every_n_steps 1 --trainer.logger.log_model all"
+        words += f" --trainer.logger.finish_timeout {timeout}"
         words += " --trainer.callbacks+ clock.Clock --callbacks.early_stopping null"
         if fault and at == "start":
             server.fail(*fault.split())
@@ -109,7 +111,7 @@ def measured(project: Path, home: Path, fault: str, at: str, timeout: float) -> 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument(
         "--finish_timeout", type=float, default=60, help="seconds that the end of a run may take"
     )

@@ -1,7 +1,8 @@
-"""`make bench`: what the generated project costs beside less and more, in tables, as JSON and as a picture.
+"""`make bench`: what the generated project costs beside less and more: tables, JSON, a picture.
 
-Writes benchmarks/results/. Each contender of `contenders.py` is a process of its own in a terminal of its own, one
-thread, in turn (A B C A B C ...); medians. Times hold for one machine at one time, ratios for more.
+Writes benchmarks/results/. Each contender of `contenders.py` is a separate process in a new
+terminal, with one thread, in turn (A B C A B C ...); medians. Times hold for one machine at one
+time, ratios for more.
 """
 
 import argparse
@@ -40,7 +41,8 @@ LightningCLI(BoringModel, args=line.split(), save_config_kwargs={"overwrite": Tr
 TINY = (
     "main.py fit --model lightning.pytorch.demos.boring_classes.BoringModel --trainer.max_steps 1"
     " --trainer.accelerator cpu --trainer.logger.offline true --trainer.limit_val_batches 0"
-    " --callbacks.checkpoint.monitor null --callbacks.early_stopping null --callbacks.summaries null"
+    " --callbacks.checkpoint.monitor null --callbacks.early_stopping null"
+    " --callbacks.summaries null"
 )
 COLD = {  # by name: a command of Python, and the one that it is compared with
     "plain --help": ["-c", "import lightning.pytorch.cli"],
@@ -59,16 +61,19 @@ OWNERS = (
     "contenders",
 )
 WIDE = "--model.width 120 --trainer.max_steps 60"  # a network of about 20 ms a step
-GROWTH = {  # by name: words that are appended to the command of `plain` and of `shipped`, with the small network
+# By name: words that are appended to the commands of `plain` and `shipped`, with the small network.
+GROWTH = {
     "as it is": "",
     "16 values logged in a step, not 1": "--model.values 16",
-    "10 more callbacks that do something": " --trainer.callbacks+ contenders.Busy" * 10,
-    "an epoch ends each 50 steps": "--trainer.limit_train_batches 50 --trainer.min_epochs 20 --trainer.max_epochs 20",
+    "10 more callbacks that do something": " --trainer.callbacks+ contenders_lightning.Busy" * 10,
+    "an epoch ends each 50 steps": (
+        "--trainer.limit_train_batches 50 --trainer.min_epochs 20 --trainer.max_epochs 20"
+    ),
 }
 
 
 def seconds(words: Sequence[str | Path], project: Path, env: dict[str, str]) -> float:
-    """How long a command of Python takes, in a terminal of its own."""
+    """Return how long a command of Python takes in a new terminal, in seconds."""
     begin = time.perf_counter()
     in_terminal(words, project, env)
     return time.perf_counter() - begin
@@ -87,7 +92,8 @@ def measured(rounds: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as place:
         home = Path(place)
         project = bake(home, home)
-        (project / "contenders.py").write_text((HERE / "contenders.py").read_text())
+        for file in HERE.glob("contenders*.py"):
+            (project / file.name).write_text(file.read_text())
         (project / "clock.py").write_text(CLOCK)
         env = environment(home / "e") | {
             "OMP_NUM_THREADS": "1",
@@ -129,9 +135,10 @@ def measured(rounds: int) -> dict[str, Any]:
 
 
 def shares(file: Path) -> dict[str, float]:
-    """By whose code it is, which share of the time of a profiled step went into it and what it calls in C."""
+    """Return the share of a profiled step's time by the owner of the code, with its calls of C."""
     spent: Counter[str] = Counter()
-    for (path, _, _), (_, _, own, _, _) in pstats.Stats(str(file)).stats.items():  # type: ignore[attr-defined]
+    profile: Any = pstats.Stats(str(file))
+    for (path, _, _), (_, _, own, _, _) in profile.stats.items():
         owner = next((name for name in OWNERS if f"/{name}" in path), "Python")
         spent[owner] += own
     return {owner.rstrip("/"): time / spent.total() for owner, time in spent.most_common()}

@@ -2,7 +2,8 @@
 
     python benchmarks/fabric.py
 
-Both train the example with the same seed, in turn, on one thread. A step's time is what more epochs take longer.
+Both train the example with the same seed, in turn, on one thread. The time of a step is that of
+additional epochs.
 """
 
 import csv
@@ -27,7 +28,8 @@ STEPS = 19  # an epoch
 
 
 def seconds(project: Path, kind: str, epochs: int, env: dict[str, str]) -> float:
-    line = f"{LINES[kind]} --trainer.max_epochs {epochs} --trainer.accelerator cpu --trainer.logger.offline true"
+    line = f"{LINES[kind]} --trainer.max_epochs {epochs} --trainer.accelerator cpu"
+    line += " --trainer.logger.offline true"
     begin = time.perf_counter()
     subprocess.run(
         [sys.executable, *line.split()], cwd=project, env=env, check=True, stdout=subprocess.DEVNULL
@@ -63,9 +65,8 @@ def main() -> None:
             print(f"| {kind} | {short:.1f} | {step * 1e3:.2f} | {64 / step:.0f} |")
         ours, theirs = (losses(home / "runs", f"{kind}-{LONG}-0") for kind in LINES)
         assert ours.keys() == theirs.keys()
-        print(
-            f"\nLargest difference of a loss: {max(abs(ours[key] - theirs[key]) for key in ours):.2g}"
-        )
+        largest = max(abs(ours[key] - theirs[key]) for key in ours)
+        print(f"\nLargest difference of a loss: {largest:.2g}")
 
 
 if __name__ == "__main__":

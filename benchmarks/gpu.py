@@ -1,10 +1,10 @@
-"""What a CPU cannot show: one device and all of them, in 32 bits and in mixed precision, compiled, and gone on with.
+"""What a CPU cannot show: one device and all, 32 bits and mixed precision, compiled, resumed.
 
     python benchmarks/gpu.py
 
-Trains the example of a baked project in each way, as processes, and prints a table in Markdown: the test accuracy,
-which must be that of the example, and the median time of a step of a wider net. `--accelerator cpu` tries the script
-itself where there is no GPU.
+Trains the example of a baked project in each way, as processes, and prints a table in Markdown: the
+test accuracy, which must be that of the example, and the median time of a step of a wider net.
+`--accelerator cpu` tries the script itself where there is no GPU.
 """
 
 import argparse
@@ -50,34 +50,25 @@ WAYS = {  # by what is tried: the options that ask for it
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--accelerator", default="gpu", help="what to train on")
     parser.add_argument("--epochs", type=int, default=20, help="of the example")
     parser.add_argument("--width", type=int, default=256, help="of the net whose steps are timed")
     given = parser.parse_args()
-    device = (
-        torch.cuda.get_device_name()
-        if given.accelerator == "gpu"
-        else platform.processor() or "a CPU"
-    )
+    device = platform.processor() or "a CPU"
+    if given.accelerator == "gpu":
+        device = torch.cuda.get_device_name()
     print(f"{torch.cuda.device_count()} x {device}, torch {torch.__version__}\n")
-    print(
-        "| way | devices | test accuracy | gone on to the bit | ms a step, wider |\n|"
-        + " --- |" * 5
-    )
+    print("| way | devices | test accuracy | resumed bit-for-bit | ms a step, wider |")
+    print("|" + " --- |" * 5)
     with tempfile.TemporaryDirectory() as place:
         project = bake(Path(place), Path(place))
         (project / "extras.py").write_text(EXTRAS)
 
         def run(name: str, words: str) -> tuple[str, Path]:
             """What a command printed, and the folder of its run."""
-            command = [
-                sys.executable,
-                "main.py",
-                *words.split(),
-                "--trainer.accelerator",
-                given.accelerator,
-            ]
+            words += f" --trainer.accelerator {given.accelerator}"
+            command = [sys.executable, "main.py", *words.split()]
             env = environment(Path(place)) | {"WANDB_MODE": "offline", "WANDB_RUN_ID": name}
             done = subprocess.run(
                 command, cwd=project, env=env, capture_output=True, text=True, check=False

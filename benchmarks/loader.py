@@ -1,9 +1,9 @@
-"""How many samples a second a DataLoader gives, for data in memory and for files on disk: in Markdown.
+"""Samples a second of a DataLoader, for data in memory and for files on disk: in Markdown.
 
     python benchmarks/loader.py
 
-In memory there are images of 28 x 28; on disk pictures of 128 x 128 pixels as PNG, which are decoded one by one.
-Workers are processes; each takes a core of its own as long as there are any.
+In memory there are images of 28 x 28; on disk pictures of 128 x 128 pixels as PNG, which are
+decoded one by one. Workers are processes; each takes another core as long as there are any.
 """
 
 import os
@@ -59,9 +59,8 @@ def main() -> None:
     memory = torch.rand(20_000, 1, 28, 28), torch.randint(10, (20_000,))
     counts = (0, 1, 2)
     print(f"{os.cpu_count()} cores, load before {os.getloadavg()[0]:.1f}\n")
-    print(
-        f"| samples a second | {' | '.join(f'{count} workers' for count in counts)} |\n|{' --- |' * (len(counts) + 1)}"
-    )
+    print(f"| samples a second | {' | '.join(f'{count} workers' for count in counts)} |")
+    print(f"|{' --- |' * (len(counts) + 1)}")
     with tempfile.TemporaryDirectory() as folder:
         generator = np.random.default_rng(0)
         for number in range(PICTURES):

@@ -1,10 +1,11 @@
-"""What two ranks are worth, what they cost at the start, and how soon the end of one is that of the job: in Markdown.
+"""What two ranks are worth and cost, and how soon the end of one ends the job: in Markdown.
 
     python benchmarks/ranks.py
 
-Real runs of a baked project on CPUs, by processes of one thread each, which talk by gloo. Times hold for one machine
-at one time, whose load is told beside them: on two cores two ranks have all to themselves only if nothing else works.
-Where something does, the fastest tenth of the steps says what they would take alone.
+Real runs of a baked project on CPUs, by processes of one thread each, which talk by gloo. Times
+hold for one machine at one time, whose load is told beside them: two ranks have two cores to
+themselves only if nothing else works. Where something does, the fastest tenth of the steps says
+what they would take alone.
 """
 
 import argparse
@@ -39,8 +40,9 @@ class Clock(Callback):
                 print(*self.times, time.time(), file=file)
 """
 FIT = (
-    "main.py fit --config configs/digits.yaml --trainer.accelerator cpu --trainer.callbacks+ clock.Clock"
-    " --trainer.limit_val_batches 0 --callbacks.summaries null --callbacks.checkpoint null"
+    "main.py fit --config configs/digits.yaml --trainer.accelerator cpu"
+    " --trainer.callbacks+ clock.Clock --trainer.limit_val_batches 0"
+    " --callbacks.summaries null --callbacks.checkpoint null"
     " --callbacks.early_stopping null"
 )
 KINDS = {"error": "exception", "die": "os._exit", "SIGKILL": "SIGKILL", "SIGTERM": "SIGTERM"}
@@ -57,7 +59,7 @@ def row(*cells: object) -> None:
 
 
 def own(home: Path) -> dict[str, str]:
-    """The environment of a process of one thread with a folder of its own for runs."""
+    """Return the environment of a process of one thread with a separate folder for runs."""
     return environment(home) | {"OMP_NUM_THREADS": "1", "RUNS_ROOT": str(home / "runs")}
 
 
@@ -78,7 +80,7 @@ def steps(project: Path, home: Path, launcher: str, ranks: int, options: str) ->
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument(
         "--width", type=int, default=120, help="of the network: with 120 a step takes about 20 ms"
     )
@@ -102,15 +104,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place:
         project = bake(Path(place), Path(place))
         (project / "clock.py").write_text(CLOCK)
-        head = [
-            "launcher",
-            "ranks",
-            "s to the first step",
-            "ms a step",
-            "of the fastest tenth",
-            "images/s",
-        ]
-        table(*head, "of so many single ones", "by the fastest tenth")
+        head = ("launcher", "ranks", "s to the first step", "ms a step", "of the fastest tenth")
+        table(*head, "images/s", "of so many single ones", "by the fastest tenth")
         taken = {
             (number, *kind): steps(
                 project, Path(place, f"{number}-{'-'.join(map(str, kind))}"), *kind, options
@@ -124,7 +119,7 @@ def main() -> None:
             durations = [sorted(1000 * (b - a) for a, b in pairwise(times[11:])) for times in runs]
             step = median(map(median, durations))
             fast = median(ordered[len(ordered) // 10] for ordered in durations)
-            # All told, with the ends of epochs, but without the first steps, in which memory is taken.
+            # All told, with the ends of epochs, but without the first steps, which allocate memory.
             rate = median(
                 ranks * given.batch_size * (given.steps - 10) / (times[-1] - times[11])
                 for times in runs

@@ -2,8 +2,9 @@
 
     python benchmarks/sweep.py
 
-Real runs of a baked project, sent to a server of the tests, and W&B's own agent, in turn. The agent looks once in five
-seconds whether a trial has ended. Times hold for one machine at one time: compare the rows.
+Real runs of a baked project, sent to a server of the tests, and W&B's agent, in turn. The agent
+looks once in five seconds whether a trial has ended. Times hold for one machine at one time:
+compare the rows.
 """
 
 import argparse
@@ -27,13 +28,12 @@ PARAMETERS = {"trainer.max_epochs": 2, "model.lr": 0.002, "model.width": 32, "da
 
 
 def seconds(words: list[str], project: Path, env: dict[str, str]) -> tuple[float, float]:
-    """How long a command took, and the newest run that it made: from its first file or its start to its last one."""
+    """Return how long a command took, and the newest run that it made (s).
+
+    The time of the run is that from its first file, or from its start, to its last file.
+    """
     begun = time.time()
-    quiet = {
-        "stdin": subprocess.DEVNULL,
-        "stdout": subprocess.DEVNULL,
-        "stderr": subprocess.DEVNULL,
-    }
+    quiet = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
     subprocess.run([sys.executable, *words], cwd=project, env=env, check=True, **quiet)
     ended = time.time()
     run = max((project / "runs").iterdir(), key=lambda folder: folder.stat().st_ctime)
@@ -43,7 +43,7 @@ def seconds(words: list[str], project: Path, env: dict[str, str]) -> tuple[float
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--times", type=int, default=3, help="how often each is measured")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as place, WandbServer() as server:
@@ -71,9 +71,8 @@ def main() -> None:
                 times[name].append(seconds(words, project, env))
     print("| command | s | s of its last run |\n| --- | --- | --- |")
     for name, taken in times.items():
-        print(
-            f"| {name} | {median(whole for whole, _ in taken):.1f} | {median(run for _, run in taken):.1f} |"
-        )
+        whole, run = (median(times) for times in zip(*taken, strict=True))
+        print(f"| {name} | {whole:.1f} | {run:.1f} |")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Draws terminal.svg: a terminal in which the example was just trained. `make picture` runs this."""
+"""Draw terminal.svg: a terminal in which the example was just trained, for `make picture`."""
 
 import sys
 from html import escape
@@ -30,20 +30,19 @@ def draw(lines: list[str]) -> str:
     """The lines as a picture, the word with which each begins in another colour."""
     rows = []
     for number, line in enumerate(line.rstrip() for line in lines):
-        label, text = (
-            (line[:9], line[9:]) if line[:1].isalpha() and line[8:9] == " " else ("", line)
-        )
-        spans = f'<tspan fill="#7aa2f7">{escape(label)}</tspan>{escape(text)}'.replace(
-            "  ", 2 * "\N{NO-BREAK SPACE}"
-        )
-        rows.append(
-            f'<text x="{MARGIN}" y="{MARGIN + HEIGHT * number + 14}" xml:space="preserve">{spans}</text>'
-        )
+        label, text = "", line
+        if line[:1].isalpha() and line[8:9] == " ":
+            label, text = line[:9], line[9:]
+        spans = f'<tspan fill="#7aa2f7">{escape(label)}</tspan>{escape(text)}'
+        spans = spans.replace("  ", 2 * "\N{NO-BREAK SPACE}")
+        top = MARGIN + HEIGHT * number + 14
+        rows.append(f'<text x="{MARGIN}" y="{top}" xml:space="preserve">{spans}</text>')
     width, height = 2 * MARGIN + WIDTH * max(map(len, lines)), 2 * MARGIN + HEIGHT * len(lines)
     return "\n".join(
         [
             f'<svg xmlns="http://www.w3.org/2000/svg" width="{width:.0f}" height="{height}"'
-            ' font-family="Menlo, Consolas, DejaVu Sans Mono, monospace" font-size="13" fill="#d5d9e0">',
+            ' font-family="Menlo, Consolas, DejaVu Sans Mono, monospace"'
+            ' font-size="13" fill="#d5d9e0">',
             '<rect width="100%" height="100%" rx="8" fill="#1a1b26"/>',
             *rows,
             "</svg>\n",

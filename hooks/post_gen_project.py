@@ -1,4 +1,4 @@
-"""Deletes what was not chosen, from the new project's folder. Where hooks do not run, all of it is there."""
+"""Delete what was not chosen from the new project's folder. Where hooks do not run, all stays."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-PARTS = {  # the files that are there for one answer alone; no folders, for a team's own files may lie in them
+# The files that belong to one answer. No folders, since a team's files may lie in them.
+PARTS = {
     ("ci", "github"): [".github/workflows/ci.yml", ".github/dependabot.yml"],
     ("ci", "gitlab"): [".gitlab-ci.yml"],
     ("slurm", True): ["slurm/README.md", "slurm/train.sbatch"],

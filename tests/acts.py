@@ -1,4 +1,4 @@
-"""What may happen to a run: a callback that does it at a given step, in a given hook, on a given rank."""
+"""What may happen to a run: a callback that does it at a step, in a hook, on a rank."""
 
 import math
 import os
@@ -15,7 +15,11 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 
 class Act(Callback):
-    """Does `what` when the trainer has made `step` steps: a signal by its name, or one of this class's methods."""
+    """Do `what` when the trainer has made `step` steps.
+
+    Args:
+        what: A signal by its name, or one of this class's methods.
+    """
 
     def __init__(
         self, what: str, hook: str = "on_train_batch_start", step: int = 25, rank: int = 0
@@ -89,10 +93,12 @@ class Act(Callback):
 
 
 def from_elsewhere(number: int) -> None:
-    """Has another process send a signal to all of this job: what loads data takes one from its parent otherwise."""
-    launched = (
-        os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else 0
-    )  # by torchrun, into a group of its own
+    """Send a signal to all of this job from another process.
+
+    A process that loads data takes a signal from its parent otherwise.
+    """
+    # torchrun starts ranks in another group of processes.
+    launched = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else 0
     code = f"import os; os.killpg({os.getpgid(launched)}, {int(number)})"
     subprocess.run([sys.executable, "-c", code], start_new_session=True, check=True)
     time.sleep(0.5)

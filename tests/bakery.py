@@ -1,4 +1,4 @@
-"""Bakes the template, and sets the environment in which a process of what was baked touches nothing else.
+"""Bake the template, and make environments in which a process touches nothing else.
 
 For the fixtures of all tests, for `chaos.py` and for the scripts in benchmarks/.
 """
@@ -12,16 +12,20 @@ from pathlib import Path
 from cookiecutter.main import cookiecutter
 
 TEMPLATE = Path(__file__).parents[1]
-# What would reach a process from its surroundings: accounts, other tests, make, and jobs that this one may be part of.
+# What would reach a process from its surroundings: accounts, other tests, make, and jobs that this
+# one may be part of.
 FOREIGN = re.compile(
-    "WANDB_|PYTEST_|COVERAGE_|MAKE|MFLAGS|RUNS_|MASTER_|TORCHELASTIC_|WORLD_SIZE|RANK|LOCAL_|GROUP_|ROLE_"
-    "|SLURM_|SRUN_|SBATCH_"
+    "WANDB_|PYTEST_|COVERAGE_|MAKE|MFLAGS|RUNS_|MASTER_|TORCHELASTIC_"
+    "|WORLD_SIZE|RANK|LOCAL_|GROUP_|ROLE_|SLURM_|SRUN_|SBATCH_"
 )
 FOLDERS = ("HOME", "TMPDIR", "WANDB_CACHE_DIR", "WANDB_DATA_DIR", "WANDB_CONFIG_DIR")
 
 
 def bake(output_dir: Path, settings: Path, accept_hooks: bool = True, **answers: str) -> Path:
-    """Bakes into a folder with these answers; cookiecutter keeps what it wants to keep in the folder `settings`."""
+    """Bake into a folder with these answers.
+
+    Cookiecutter keeps its files in the folder `settings`.
+    """
     config = settings / "config.yaml"
     config.write_text(
         f"cookiecutters_dir: {settings / 'templates'}\nreplay_dir: {settings / 'replay'}\n"
@@ -38,22 +42,20 @@ def bake(output_dir: Path, settings: Path, accept_hooks: bool = True, **answers:
 
 
 def environment(home: Path) -> dict[str, str]:
-    """The environment of a process that must not touch this machine's home, W&B account, jobs or other tests."""
+    """Return an environment whose process touches no home, account, job or test but these."""
     kept = {name: value for name, value in os.environ.items() if not FOREIGN.match(name)}
     for name in FOLDERS:
-        kept[name] = str(
-            home / name.removeprefix("WANDB_")[:4]
-        )  # W&B names a socket in TMPDIR: short
+        # Short, since W&B puts a socket in TMPDIR, whose name may not be long.
+        kept[name] = str(home / name.removeprefix("WANDB_")[:4])
         Path(kept[name]).mkdir(parents=True, exist_ok=True)
-    return kept | {
-        "WANDB_BASE_URL": "http://127.0.0.1:9"
-    }  # nothing listens there: nothing is sent, even by mistake
+    # Nothing listens there: nothing is sent, even by mistake.
+    return kept | {"WANDB_BASE_URL": "http://127.0.0.1:9"}
 
 
 def in_terminal(
     words: Sequence[str | Path], folder: Path, env: dict[str, str], columns: int = 0
 ) -> str:
-    """Runs a command of Python in a terminal of its own and returns what it showed; ends with that if it fails."""
+    """Run a command of Python in a new terminal and return what it showed; exit if it fails."""
     import pty  # Windows has neither, and bakes all the same
     import termios
 

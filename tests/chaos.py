@@ -1,17 +1,19 @@
-"""Kills runs at random moments, goes on with `fit --resume` until they are done, and compares with undisturbed ones.
+"""Kill runs at random moments, resume them until they are done, compare with undisturbed ones.
 
     python tests/chaos.py --rounds 100
 
-A round draws a configuration and moments from its seed, which is printed: `--seed N --rounds 1` repeats it. The plan is
-the same then, the instant is the machine's. Moments follow what the run shows: so many steps, a checkpoint that is
-being written, a validation, or seconds alone. What must be equal in the end: every tensor and number in every
-checkpoint, which files there are, each row of metrics.csv, config.yaml, W&B's history and its `best/*`.
+A round draws a configuration and moments from its seed, which is printed: `--seed N --rounds 1`
+repeats it. The plan is the same then; the exact instant depends on the machine. Moments follow what
+the run shows: a number of steps, a checkpoint that is being written, a validation, or seconds
+alone. What must be equal in the end: every tensor and number in every checkpoint, which files there
+are, each row of metrics.csv, config.yaml, W&B's history and its `best/*`.
 
-Most starts are forks of one process that has imported torch, Lightning and wandb, and nothing of the project: that
-saves four of five seconds and is as true. A fork is a process of its own that the kernel kills like any other; the
-project is imported and `main.py` run in it from its first line, and no state of an earlier start is in it, since its
-parent never runs anything. The trap of forking, a pool of threads that only the parent has, is shut: the parent runs
-one thread, and says so before the first start. The rest of the starts, and what they start, are `python main.py`.
+Most starts are forks of one process that has imported torch, Lightning and wandb, and nothing of
+the project: that saves four of five seconds and tests the same. A fork is a separate process that
+the kernel kills like any other. The project is imported and `main.py` run in it from its first
+line, and no state of an earlier start is in it, since its parent never runs anything. A pool of
+threads that only the parent has would be a trap: the parent runs one thread, and says so before the
+first start. The rest of the starts, and what they start, are `python main.py`.
 """
 
 import argparse
@@ -52,13 +54,14 @@ from wandb_server import WandbServer
 EPOCHS = 3
 STEPS = {1: 19, 2: 9}  # of an epoch, by the number of devices
 PATIENCE = 120  # seconds that one start may take
-GRACE = 8  # seconds in which what a killed process leaves must end; a loading process looks for its parent every 5
+# Seconds in which what a killed process leaves must end: a worker looks for its parent every 5.
+GRACE = 8
 
 PASSING = ("epoch_loop.scheduler_progress",)  # counts the steps of schedulers, and nothing reads it
 TEMPORARY = "t"  # the processes' TMPDIR, beside the run's folder; W&B names a socket in it: short
 
 RESEARCH = '''
-"""What the chaos test trains: the example, but each step draws from every generator, and leaves a mark."""
+"""What the chaos test trains: the example, but each step draws from every generator."""
 
 import os
 import random
@@ -111,7 +114,8 @@ class Restless(Classifier):
         pace: float = 0.0,
     ):
         super().__init__(num_classes, width, 0.25, lr, None, lr_scheduler)
-        self.ballast = torch.nn.Parameter(torch.zeros(ballast), requires_grad=False)  # so that writing takes a while
+        # So that writing takes a while.
+        self.ballast = torch.nn.Parameter(torch.zeros(ballast), requires_grad=False)
         self.pace = pace
         self.train_acc = MulticlassAccuracy(num_classes, average="micro")
 
@@ -150,8 +154,8 @@ class Frozen(DummyLogger):
         if os.environ.get("CHAOS_FROZEN"):
             copies = os.environ["CHAOS_FROZEN"]
             names = "+".join(sorted(metrics)).replace("/", "-")
-            copy = f"{copies}/{len(os.listdir(copies)):03d}-step-{step}-{names}/{os.path.basename(self.run)}"
-            shutil.copytree(self.run, copy)
+            copy = f"{copies}/{len(os.listdir(copies)):03d}-step-{step}-{names}"
+            shutil.copytree(self.run, f"{copy}/{os.path.basename(self.run)}")
 
 
 class Cost(Callback):
@@ -173,7 +177,7 @@ def write_research(project: Path, folder: Path) -> None:
     (folder / "chaotic.py").write_text(RESEARCH.lstrip().replace("PACKAGE", package))
 
 
-# Starts -----------------------------------------------------------------------------------------------------------
+# Starts
 
 
 def is_alone() -> None:
@@ -224,7 +228,10 @@ def run_forked(words: list[str], project: str, env: dict[str, str], log: str) ->
 
 
 def processes(sessions: set[int], mark: str) -> dict[int, str]:
-    """What lives of these sessions, or began with this text in its environment: names by process id."""
+    """Return what lives of these sessions, or began with this text in its environment.
+
+    Names by process id.
+    """
     found = {}
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
@@ -244,7 +251,7 @@ class Start:
     Args:
         words: What follows `python`.
         marks: File for the marks of the model.
-        ranks: How many processes to start here, as a launcher of one's own would; else Lightning starts the second.
+        ranks: How many processes to start here, as a launcher would; else Lightning does.
         real: Whether as `python main.py`, instead of a fork.
     """
 
@@ -268,16 +275,9 @@ class Start:
         if real:
             with log.open("ab") as screen:
                 python = [sys.executable, *words]
-                options: dict[str, Any] = {
-                    "stdin": subprocess.DEVNULL,
-                    "stdout": screen,
-                    "stderr": screen,
-                }
-                self.popen.append(
-                    subprocess.Popen(
-                        python, cwd=project, env=env, start_new_session=True, **options
-                    )
-                )
+                options: dict[str, Any] = {"cwd": project, "env": env, "start_new_session": True}
+                options |= {"stdin": subprocess.DEVNULL, "stdout": screen, "stderr": screen}
+                self.popen.append(subprocess.Popen(python, **options))
         else:
             together = {
                 "MASTER_ADDR": "127.0.0.1",
@@ -317,7 +317,7 @@ class Start:
         return processes(set(self.ids), self.mark)
 
     def kill(self, whom: str) -> list[str]:
-        """Kills the first process, another rank, or all at once; then waits for the rest and ends what is left of it.
+        """Kill the first process, another rank, or all at once; then wait and end the rest.
 
         Returns the names of what was left.
         """
@@ -365,7 +365,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-# Comparison -------------------------------------------------------------------------------------------------------
+# Comparison
 
 
 def unlike(expected: Any, got: Any, place: str = "") -> Iterator[str]:
@@ -373,32 +373,38 @@ def unlike(expected: Any, got: Any, place: str = "") -> Iterator[str]:
     if type(expected) is not type(got):
         yield f"{place}: {type(expected).__name__} became {type(got).__name__}"
     elif isinstance(expected, dict):
-        for key in dict.fromkeys([*expected, *got]):
-            if key in expected and key in got:
-                yield from unlike(expected[key], got[key], f"{place}.{key}".lstrip("."))
-            else:
-                yield f"{place}.{key}: {'lost' if key in expected else 'new'}".lstrip(".")
+        yield from unlike_dicts(expected, got, place)
     elif isinstance(expected, list | tuple):
         if len(expected) != len(got):
             yield f"{place}: {len(expected)} items became {len(got)}"
         for n, (one, other) in enumerate(zip(expected, got, strict=False)):
             yield from unlike(one, other, f"{place}[{n}]")
     elif isinstance(expected, torch.Tensor):
-        if expected.dtype != got.dtype or not torch.equal(expected, got):
-            apart = (
-                f"by {(expected - got).abs().max():.2g}"
-                if expected.shape == got.shape
-                else "in shape"
-            )
-            yield f"{place}: a tensor differs {apart}"
-    elif expected != got and not (
-        isinstance(expected, float) and math.isnan(expected) and math.isnan(got)
-    ):
+        yield from unlike_tensors(expected, got, place)
+    elif isinstance(expected, float) and math.isnan(expected) and math.isnan(got):
+        return
+    elif expected != got:
         yield f"{place}: {expected!r:.60} became {got!r:.60}"
 
 
+def unlike_dicts(expected: dict[Any, Any], got: dict[Any, Any], place: str) -> Iterator[str]:
+    for key in dict.fromkeys([*expected, *got]):
+        if key in expected and key in got:
+            yield from unlike(expected[key], got[key], f"{place}.{key}".lstrip("."))
+        else:
+            yield f"{place}.{key}: {'lost' if key in expected else 'new'}".lstrip(".")
+
+
+def unlike_tensors(expected: torch.Tensor, got: torch.Tensor, place: str) -> Iterator[str]:
+    if expected.dtype != got.dtype or not torch.equal(expected, got):
+        apart = "in shape"
+        if expected.shape == got.shape:
+            apart = f"by {(expected - got).abs().max():.2g}"
+        yield f"{place}: a tensor differs {apart}"
+
+
 def anonymous(value: Any, run: str) -> Any:
-    """A checkpoint's content without what is PASSING, the run's id, and the folder in which it lies, or lay."""
+    """Return a checkpoint's content without PASSING, the run's id, and the folder of the run."""
     if isinstance(value, dict):
         return {
             anonymous(key, run): anonymous(item, run)
@@ -456,7 +462,7 @@ class Verdict:
     late: int = 0  # which only a sync brought
 
     def history(self, what: str, expected: dict[Kind, Any], got: dict[Kind, Any]) -> None:
-        """Compares the rows of W&B: none may be missing, and one more of a row must be equal to it."""
+        """Compare the rows of W&B: none may be missing, a repeated row must be equal."""
         lost = [kind for kind in expected if len(got.get(kind, ())) < len(expected[kind])]
         wrong = [
             kind for kind in got if any(row not in expected.get(kind, ()) for row in got[kind])
@@ -521,7 +527,7 @@ def compare(reference: Path, run: Path) -> Verdict:
     return verdict
 
 
-# Rounds -----------------------------------------------------------------------------------------------------------
+# Rounds
 
 
 @dataclass(frozen=True)
@@ -550,11 +556,13 @@ class Setup:
     @property
     def words(self) -> list[str]:
         line = (
-            "main.py fit --config configs/digits.yaml --model chaotic.Restless --data chaotic.NoisyDigits"
+            "main.py fit --config configs/digits.yaml"
+            " --model chaotic.Restless --data chaotic.NoisyDigits"
             f" --data.num_workers {self.workers} --data.noise {str(self.noise).lower()}"
             f" --model.ballast 3000000 --model.pace 0.01"
-            f" --trainer.max_epochs {EPOCHS} --trainer.log_every_n_steps 1 --trainer.accelerator cpu"
-            f" --trainer.devices {self.devices} --trainer.val_check_interval {0.5 if self.halves else 1.0}"
+            f" --trainer.max_epochs {EPOCHS} --trainer.log_every_n_steps 1"
+            f" --trainer.accelerator cpu --trainer.devices {self.devices}"
+            f" --trainer.val_check_interval {0.5 if self.halves else 1.0}"
             f" --callbacks.last_checkpoint.every_n_train_steps {self.every}"
         )
         if self.schedule:
@@ -576,7 +584,7 @@ class Setup:
 
 @dataclass(frozen=True)
 class Strike:
-    """A moment to kill at: `delay` seconds after the `count`-th time that the run has shown something."""
+    """A moment to kill at: `delay` seconds after the run has shown something `count` times."""
 
     after: str  # "start", "step", "save", "write", "validation", "end"
     count: int
@@ -608,7 +616,7 @@ class Strike:
 
 
 def unfinished(folder: Path) -> dict[str, int]:
-    """The files of checkpoints that are being written, or were when a kill came, and when they were begun."""
+    """Return the files of checkpoints that are being written, or were at a kill: inodes by path."""
     found: dict[str, int] = {}
     for where in (folder / "checkpoints", folder.parent / TEMPORARY):
         with contextlib.suppress(FileNotFoundError), os.scandir(where) as files:
@@ -656,7 +664,7 @@ class Round:
 
 
 class Lab:
-    """A project in a folder of its own, whose runs are killed, and their undisturbed counterparts."""
+    """A project in a separate folder, whose runs are killed, and their undisturbed counterparts."""
 
     def __init__(self, home: Path, project: Path) -> None:
         self.home, self.project = home, project
@@ -684,10 +692,8 @@ class Lab:
         real: bool = False,
     ) -> Start:
         """Starts a command whose run is, or will be, in a folder."""
-        log = (
-            folder.parent
-            / f"{folder.name}.{len(list(folder.parent.glob(f'{folder.name}.*.log')))}.log"
-        )
+        earlier = len(list(folder.parent.glob(f"{folder.name}.*.log")))
+        log = folder.parent / f"{folder.name}.{earlier}.log"
         own = {
             "RUNS_ROOT": str(folder.parent),
             "WANDB_RUN_ID": folder.name,
@@ -765,7 +771,7 @@ class Lab:
         return result
 
     def strike(self, start: Start, strike: Strike, folder: Path, result: Round) -> str | None:
-        """Kills a start at the moment that is meant; if it ends before, says how as `finished` does."""
+        """Kill a start at its moment; if it ends before, say how as `finished` does."""
         limit, before = time.monotonic() + PATIENCE, unfinished(folder).items()
         awaited = strike.awaited(start, folder)
         while not start.over and not next(awaited) and time.monotonic() < limit:
@@ -779,7 +785,10 @@ class Lab:
         return None
 
     def judge_wandb(self, reference: Path, folder: Path, verdict: Verdict) -> None:
-        """What W&B shows of the run: `best/*` as they came, if they did, and all after one sync of what lies here."""
+        """Compare what W&B shows of the run with the undisturbed one, before and after a sync.
+
+        Before it `best/*` as they came, if they did; after one sync of what lies here, all.
+        """
         expected, history = best(reference), by_kind(recorded_history(reference))
         if folder.name in self.server.runs:
             sent = self.server.runs[folder.name]
@@ -803,7 +812,8 @@ class Lab:
         """What one checkpoint costs: the median of five, in seconds, and its size in megabytes."""
         folder = self.home / f"cost-{len(words)}" / "run-1"
         folder.parent.mkdir()
-        line = "main.py fit --config configs/digits.yaml --trainer.max_steps 3 --trainer.callbacks+ chaotic.Cost"
+        line = "main.py fit --config configs/digits.yaml --trainer.max_steps 3"
+        line += " --trainer.callbacks+ chaotic.Cost"
         start = self.start([*line.split(), *words], folder)
         wrong = self.finished(start)
         assert not wrong, wrong
@@ -828,7 +838,7 @@ def best(run: Path) -> dict[str, float]:
     return found
 
 
-# The program ------------------------------------------------------------------------------------------------------
+# The program
 
 
 def summary(rounds: Sequence[Round], lab: Lab, seconds: float) -> dict[str, Any]:

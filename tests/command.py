@@ -1,4 +1,4 @@
-"""Runs a baked project's command line in this process: as true as a process of its own, and without its six seconds."""
+"""Run a baked project's command line in this process: as true as in another, six seconds faster."""
 
 import contextlib
 import io
@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -25,12 +26,12 @@ class Outcome:
 class Commands:
     """The command line of a project."""
 
-    main: Callable[[list[str]], None]
+    main: Callable[[list[str]], Any]
     project: Path
     runs: Path
 
     def __call__(self, line: str | list[str]) -> Outcome:
-        """Runs one line; `@x` stands for `configs/x.yaml`."""
+        """Run one line; `@x` stands for `configs/x.yaml`."""
         words = [
             f"{self.project}/configs/{word[1:]}.yaml" if word.startswith("@") else word
             for word in (shlex.split(line) if isinstance(line, str) else line)
@@ -41,9 +42,7 @@ class Commands:
         with (
             contextlib.redirect_stdout(out),
             contextlib.redirect_stderr(err),
-            warnings.catch_warnings(
-                record=True
-            ) as caught,  # pytest would keep them from the screen
+            warnings.catch_warnings(record=True) as caught,  # pytest would hide them
         ):
             warnings.resetwarnings()
             for kind in (DeprecationWarning, ResourceWarning):

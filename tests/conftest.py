@@ -1,4 +1,4 @@
-"""Bakes the template in this process and runs what it baked in others, far from the home of whoever runs the tests."""
+"""Bake the template in this process; run what it baked in others, far from the user's home."""
 
 import importlib
 import json
@@ -78,7 +78,7 @@ def command_lines(page: str) -> list[str]:
 
 
 def typed(answers: dict[str, str]) -> dict[str, str]:
-    """Answers as if typed at the prompts: cookiecutter renders what is given as key=value, braces and all."""
+    """Return answers as if typed: cookiecutter renders values given as key=value, braces too."""
     return {variable: answer.replace("{", "{{ '{' }}") for variable, answer in answers.items()}
 
 
@@ -116,7 +116,7 @@ def project(bake: Bake) -> Path:
 
 @pytest.fixture
 def env(tmp_path: Path) -> dict[str, str]:
-    """The environment of a process of its own, with its folders in this test's."""
+    """The environment of another process, with its folders in this test's."""
     return bakery.environment(tmp_path / "e")
 
 
@@ -175,6 +175,14 @@ def wandb_server() -> Iterator[WandbServer]:
     yield server
     server.close()
     server.check()
+
+
+@pytest.fixture(autouse=True)
+def no_session_is_left() -> Iterator[None]:
+    """End what a test left of W&B's session: the next one has another server, or none."""
+    yield
+    if "wandb" in sys.modules:
+        sys.modules["wandb"].teardown()
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""GraphQL as far as W&B's client speaks it: documents are parsed, and resolved field by field against nodes.
+"""GraphQL as W&B's client speaks it: documents are parsed, and resolved field by field on nodes.
 
 A field or an argument that a node does not have is an error, as it is for a server with a schema.
 """
@@ -25,7 +25,7 @@ class Variable:
 
 @dataclass(frozen=True)
 class Field:
-    """A field to resolve; `included` pairs the conditions of @include and @skip with their wanted values."""
+    """A field to resolve; `included` pairs conditions of @include and @skip with wanted values."""
 
     key: str
     name: str
@@ -48,7 +48,8 @@ class Document:
     """A parsed document: one operation and the fragments it spreads."""
 
     TOKEN = re.compile(
-        r'(?P<space>[\s,]+|#.*)|(?P<string>"(?:\\.|[^"\\])*")|(?P<number>-?\d[\w.+-]*)|(?P<word>\.\.\.|\w+|.)'
+        r'(?P<space>[\s,]+|#.*)|(?P<string>"(?:\\.|[^"\\])*")'
+        r"|(?P<number>-?\d[\w.+-]*)|(?P<word>\.\.\.|\w+|.)"
     )
 
     def __init__(self, text: str) -> None:
@@ -155,7 +156,10 @@ class Document:
 
 
 class Node:
-    """An object of a GraphQL type; a field is a value or, where it takes arguments or costs something, a function."""
+    """An object of a GraphQL type.
+
+    A field is a value or, where it takes arguments or costs something, a function.
+    """
 
     def __init__(self, type: str, **fields: Any) -> None:
         self.type, self.fields = type, {"__typename": type} | fields
@@ -167,7 +171,7 @@ def taken(source: object, names: str) -> dict[str, Any]:
 
 
 def call(place: str, function: Callable[..., Any], arguments: dict[str, Any]) -> Any:
-    """Calls a resolver, unless it does not take these arguments; to give null is to give nothing."""
+    """Call a resolver, unless it does not take these arguments; null counts as not given."""
     given = {name: value for name, value in arguments.items() if value is not None}
     try:
         inspect.signature(function).bind(**given)

@@ -1,7 +1,8 @@
 """Two hosts in one machine: network namespaces joined by a cable. It takes root and iproute2.
 
-Each has its own network, loopback included. All else they share: the disk, as in a cluster, and the host's name, so
-torchrun must be told which of them is the first (`is_host`) and where each of them is (`--local-addr`).
+Each has its own network, loopback included. All else they share: the disk, as in a cluster, and the
+host's name, so torchrun must be told which of them is the first (`is_host`) and where each of them
+is (`--local-addr`).
 """
 
 import os
@@ -69,7 +70,7 @@ class Hosts:
     def torchrun(
         self, name: str, words: list[str], project: Path, env: dict[str, str], screen: IO[str]
     ) -> subprocess.Popen[str]:
-        """Starts torchrun on a host, for one rank there; words are its further options and the command."""
+        """Start torchrun on a host, for one rank there; words are its options and the command."""
         here = self.names.index(name)
         place = [
             "--rdzv-backend=c10d",
@@ -102,7 +103,7 @@ class Hosts:
         )
 
     def processes(self) -> dict[int, str]:
-        """The commands of all processes on the hosts, but of those that have ended and wait for their parent."""
+        """Return the commands of all processes on the hosts but zombies, by process id."""
         commands = {}
         for pid in [int(line) for name in self.names for line in ip("netns", "pids", name).split()]:
             with suppress(OSError):

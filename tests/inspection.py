@@ -1,4 +1,4 @@
-"""What holds of every project, whatever was answered: its files are those that were chosen, parse and name no other."""
+"""What holds of every project: its files are those that were chosen, parse and name no other."""
 
 import ast
 import json
@@ -84,7 +84,7 @@ def inspect(project: Path, answers: Mapping[str, Any], plain: bool = True) -> No
 
 
 def metadata(project: Path) -> str:
-    """What a package index would be told of a project, in the words of its own build backend."""
+    """Return what a package index would be told of a project, in the words of its build backend."""
     settings = ProjectMetadata(str(project), PluginManager())
     settings.validate_fields()
     return str(get_core_metadata_constructors()[DEFAULT_METADATA_VERSION](settings))

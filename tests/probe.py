@@ -1,6 +1,9 @@
-"""Counts what a training does in a step, for `test_speed.py`: python probe.py KIND RESULT, in a baked project's folder.
+"""Count what a training does in a step, for `test_speed.py`.
 
-Beside it lies `contenders.py` of benchmarks/, whose KIND is trained. Counts are the same on any machine.
+    python probe.py KIND RESULT, in a baked project's folder
+
+Beside it lie `contenders.py` and `contenders_lightning.py` of benchmarks/, whose KIND is trained.
+Counts are the same on any machine.
 """
 
 import json
@@ -11,24 +14,21 @@ from types import FrameType
 from typing import Any
 
 import contenders  # type: ignore[import-not-found]
+import contenders_lightning as classes  # type: ignore[import-not-found]
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 WINDOWS = {101: "calls", 151: "", 202: "waits", 248: ""}  # by step: what is counted from there on
-WAITS = (
-    "item",
-    "tolist",
-    "cpu",
-    "numpy",
-    "__bool__",
-    "__float__",
-    "__int__",
-)  # of a tensor: a GPU's queue runs dry
+# Methods of a tensor that empty a GPU's queue.
+WAITS = ("item", "tolist", "cpu", "numpy", "__bool__", "__float__", "__int__")
 counted: Counter[str] = Counter()
 
 
 class Probe(Callback):
-    """Counts calls of functions in fifty steps of which one is logged, and waiting for values between logged steps."""
+    """Count calls of functions in fifty steps, and waiting for values between logged steps.
+
+    One of the fifty steps is logged.
+    """
 
     def on_train_batch_start(
         self, trainer: Trainer, module: LightningModule, batch: Any, step: int
@@ -62,7 +62,7 @@ def called(frame: FrameType, event: str, argument: Any) -> None:
 
 
 def logging(kind: type) -> None:
-    """Has a class of loggers count how often it is given values."""
+    """Make a class of loggers count how often it is given values."""
     log = kind.log_metrics  # type: ignore[attr-defined]
 
     def log_metrics(self: Any, *args: Any, **options: Any) -> Any:
@@ -75,12 +75,10 @@ def logging(kind: type) -> None:
 if __name__ == "__main__":
     _, name, result = sys.argv
     sys.argv = ["main.py"]
-    sys.modules["contenders"] = contenders
-    contenders.PARTS.update(contenders.with_lightning())
-    contenders.Clock.on_train_batch_start = Probe.on_train_batch_start
+    classes.Clock.on_train_batch_start = Probe.on_train_batch_start
     contenders.MORE += ["--trainer.limit_train_batches", "300"]
     # AdamW asks its own step for values.
-    contenders.Sized.configure_optimizers = lambda model: torch.optim.SGD(model.parameters(), 1e-3)
+    classes.Sized.configure_optimizers = lambda model: torch.optim.SGD(model.parameters(), 1e-3)
     from lightning.pytorch.loggers import WandbLogger
 
     logging(WandbLogger)

@@ -1,4 +1,4 @@
-"""Starts a real SLURM on this machine: munged, slurmctld and two nodes, in a folder and on ports of their own."""
+"""Start a real SLURM on this machine: munged, slurmctld and two nodes, in one folder."""
 
 import os
 import re
@@ -17,12 +17,13 @@ from typing import Self
 HOST = socket.gethostname()
 NODES = (HOST, f"{HOST}-2")  # the first must be a name that every rank can look up
 GPUS = 4  # of a node; files, for SLURM only counts them
+# cred_expire: seconds that a requeued job waits, 120 by default.
 CONFIGURATION = """
 ClusterName=tests
 SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={ports[0]}
 SlurmUser=root
-AuthInfo=socket={folder}/munge.socket,cred_expire=5  # seconds that a requeued job waits, 120 by default
+AuthInfo=socket={folder}/munge.socket,cred_expire=5
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/spool-%n
 SlurmctldPidFile={folder}/slurmctld.pid
@@ -54,7 +55,7 @@ def missing() -> str:
 
 
 def until(done: Callable[[], object], seconds: float, said: Callable[[], str] = str) -> float:
-    """Waits until something is true and returns how long that took; fails, and says why, if it takes longer."""
+    """Wait until something is true and return how long that took; fail if it takes longer."""
     began = time.monotonic()
     while not done():
         assert time.monotonic() < began + seconds, said()
@@ -63,7 +64,7 @@ def until(done: Callable[[], object], seconds: float, said: Callable[[], str] = 
 
 
 class Slurm:
-    """A cluster of two nodes that are both this machine. What is in `env` tells SLURM's commands of it."""
+    """A cluster of two nodes, both on this machine. `env` tells SLURM's commands of it."""
 
     def __init__(self) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="slurm-"))

@@ -1,4 +1,4 @@
-"""W&B is never in the way: it may be away when a run begins, goes on or ends, and costs it seconds and no record."""
+"""W&B may be away at the start, on the way or at the end: it costs seconds, and no record."""
 
 import os
 import re

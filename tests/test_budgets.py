@@ -1,15 +1,32 @@
-"""What a team edits stays small; the engine, which outgrew its budgets, grows no further. See docs/decisions.md."""
+"""What a team edits and what the engine weighs stay small. See CONTRIBUTING.md, Budgets."""
 
 import json
 import sys
 from pathlib import Path
 
 import pytest
+from bakery import TEMPLATE
 from conftest import Bake, Run
 
+EDITED = (
+    "main.py",
+    "my_project/cli.py",
+    "my_project/callbacks.py",
+    "my_project/data.py",
+    "my_project/model.py",
+    "my_project/network.py",
+    "configs/digits.yaml",
+    "configs/defaults.yaml",
+)
+EDITED_LINES = 400
+# The engine exceeds what is meant for it. What it has now may only go down.
+ENGINE_BYTES, MEANT_BYTES = 215_000, 125_000
+EXECUTED_FILES, MEANT_FILES = 35, 14
+FABRIC_BYTES = 13_500  # of the engine, besides
 
-def lines(*files: Path) -> int:
-    return sum(len(file.read_text(encoding="utf-8").splitlines()) for file in files)
+
+def engine_bytes(project: Path) -> int:
+    return sum(file.stat().st_size for file in (project / "my_project" / "engine").glob("*.py"))
 
 
 @pytest.fixture(scope="module")
@@ -17,20 +34,25 @@ def fresh(bake: Bake, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return bake(tmp_path_factory.mktemp("budget"))
 
 
-def test_what_a_team_edits_is_at_most_350_lines(fresh: Path) -> None:
-    names = ["main.py", "configs/digits.yaml", "configs/defaults.yaml"]
-    research = [f"my_project/{name}.py" for name in ("data", "model", "network")]
-    assert lines(*(fresh / name for name in names + research)) <= 350
+def test_what_a_team_edits_is_at_most_400_lines(fresh: Path) -> None:
+    lines = {name: len((fresh / name).read_text().splitlines()) for name in EDITED}
+    assert sum(lines.values()) <= EDITED_LINES, lines
 
 
-def test_all_python_but_the_tests_grows_no_further_and_1400_lines_were_meant(fresh: Path) -> None:
-    files = [file for file in fresh.rglob("*.py") if "tests" not in file.relative_to(fresh).parts]
-    assert lines(*files) <= 3105
+def test_the_engine_does_not_grow(fresh: Path, bake: Bake) -> None:
+    plain = engine_bytes(fresh)
+    assert plain <= ENGINE_BYTES
+    assert engine_bytes(bake(fabric="yes")) - plain <= FABRIC_BYTES
 
 
-def test_what_a_default_fit_executes_grows_no_further_and_9_files_of_1000_lines_were_meant(
-    fresh: Path, run: Run
-) -> None:
+def test_contributing_states_these_budgets() -> None:
+    page = (TEMPLATE / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    assert f"| {MEANT_BYTES // 1000} kB | {ENGINE_BYTES // 1000} kB |" in page
+    assert f"executes | {MEANT_FILES} | {EXECUTED_FILES} |" in page
+    assert f"`defaults.yaml` | {EDITED_LINES} |" in page
+
+
+def test_a_default_fit_executes_no_more_files(fresh: Path, run: Run) -> None:
     report = fresh.parent / "coverage.json"
     coverage = (sys.executable, "-m", "coverage")
     command = (*coverage, "run", f"--source={fresh}", f"--data-file={report}.data", "main.py")
@@ -38,10 +60,9 @@ def test_what_a_default_fit_executes_grows_no_further_and_9_files_of_1000_lines_
     run(*coverage, "json", f"--data-file={report}.data", "-o", report, cwd=fresh)
     files = json.loads(report.read_text())["files"]
     executed = [
-        fresh / name
+        name
         for name, file in files.items()
         if file["executed_lines"] and file["summary"]["num_statements"]
     ]
-    assert "main.py" in {file.name for file in executed}
-    assert len(executed) <= 10, executed
-    assert lines(*executed) <= 1696
+    assert "main.py" in executed
+    assert len(executed) <= EXECUTED_FILES, executed

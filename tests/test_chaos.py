@@ -12,10 +12,13 @@ from command import Commands
 from conftest import Bake
 
 LINE = (
-    "fit --config @digits --model chaotic.Restless --data chaotic.NoisyDigits --data.noise true --trainer.max_epochs 2"
+    "fit --config @digits --model chaotic.Restless"
+    " --data chaotic.NoisyDigits --data.noise true --trainer.max_epochs 2"
     " --trainer.limit_train_batches 4 --trainer.log_every_n_steps 1 --trainer.val_check_interval 2"
-    " --model.lr_scheduler OneCycleLR --model.lr_scheduler.max_lr 0.02 --model.lr_scheduler.total_steps 8"
-    " --trainer.logger chaotic.Frozen --trainer.logger.run ${run} --callbacks.last_checkpoint.every_n_train_steps 1"
+    " --model.lr_scheduler OneCycleLR --model.lr_scheduler.max_lr 0.02"
+    " --model.lr_scheduler.total_steps 8"
+    " --trainer.logger chaotic.Frozen --trainer.logger.run ${run}"
+    " --callbacks.last_checkpoint.every_n_train_steps 1"
 )
 
 

@@ -1,4 +1,4 @@
-"""Ways on from a checkpoint: a model, a run that begins with its weights, and a line where it will not do."""
+"""From a checkpoint: a model, a run that starts with its weights, and a line where it won't do."""
 
 import csv
 import importlib
@@ -14,7 +14,10 @@ import torch
 import yaml
 from command import Commands
 
-BRIEF = " --trainer.logger false --trainer.max_epochs 1 --trainer.limit_train_batches 3 --trainer.log_every_n_steps 1"
+BRIEF = (
+    " --trainer.logger false --trainer.max_epochs 1 --trainer.limit_train_batches 3"
+    " --trainer.log_every_n_steps 1"
+)
 
 
 @pytest.fixture(scope="module")
@@ -78,10 +81,9 @@ def test_a_run_that_begins_with_anothers_weights_is_new_and_says_what_did_not_fi
 
 def test_weights_of_another_kind_of_model_are_refused(trained: Path, command: Commands) -> None:
     boring = "lightning.pytorch.demos.boring_classes.Boring"
-    watched = "--callbacks.checkpoint.monitor null --callbacks.early_stopping null --callbacks.summaries null"
-    outcome = command(
-        f"fit --init_from {trained.name} --model {boring}Model --data {boring}DataModule {watched}{BRIEF}"
-    )
+    watched = "--callbacks.checkpoint.monitor null --callbacks.early_stopping null"
+    kind = f"--model {boring}Model --data {boring}DataModule {watched} --callbacks.summaries null"
+    outcome = command(f"fit --init_from {trained.name} {kind}{BRIEF}")
     assert outcome.code == 2
     assert re.match(
         r"error: --init_from: none of the \d+ tensors in \S+ fits BoringModel\n$", outcome.err
@@ -143,9 +145,8 @@ def test_a_checkpoint_of_a_class_that_is_gone_is_one_line(
 
 @pytest.fixture
 def half(command: Commands) -> Path:
-    run = command(
-        "fit --config @digits --trainer.max_epochs 2 --trainer.logger false --trainer.log_every_n_steps 1"
-    ).run
+    short = "--trainer.max_epochs 2 --trainer.logger false --trainer.log_every_n_steps 1"
+    run = command(f"fit --config @digits {short}").run
     assert run is not None
     return run
 
@@ -192,7 +193,10 @@ def test_a_moved_run_resumes_and_keeps_what_was_best(
 
 STEP = "--model.lr_scheduler StepLR --model.lr_scheduler.step_size 1 --model.lr_scheduler.gamma 0.5"
 COSINE = "--model.lr_scheduler CosineAnnealingLR --model.lr_scheduler.T_max 4"
-CYCLE = "--model.lr_scheduler OneCycleLR --model.lr_scheduler.total_steps 12 --model.lr_scheduler.max_lr"
+CYCLE = (
+    "--model.lr_scheduler OneCycleLR --model.lr_scheduler.total_steps 12"
+    " --model.lr_scheduler.max_lr"
+)
 SCHEDULES = {
     "none": ("--model.lr 0.002", "--model.lr 0.0005"),
     "other options": (
@@ -238,13 +242,13 @@ def test_new_options_of_the_optimizer_act_as_in_a_fresh_run_and_its_moments_stay
     fresh = command(f"fit --config @digits --trainer.max_epochs 3{DETAILED} {after}").run
     assert old is not None
     assert fresh is not None
-    moments = torch.load(old / "checkpoints" / "last.ckpt", weights_only=True)["optimizer_states"][
-        0
-    ]["state"]
+    saved = torch.load(old / "checkpoints" / "last.ckpt", weights_only=True)
+    moments = saved["optimizer_states"][0]["state"]
+    seen = str(tmp_path / "seen.pt")
     (tmp_path / "moments.py").write_text(
         "import torch\nfrom lightning.pytorch import Callback\n\n\nclass Moments(Callback):\n"
         "    def on_train_start(self, trainer, pl_module):\n"
-        f"        torch.save(trainer.optimizers[0].state_dict()['state'], {str(tmp_path / 'seen.pt')!r})\n"
+        f"        torch.save(trainer.optimizers[0].state_dict()['state'], {seen!r})\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     line = f"fit {way} {old.name}:last" if way == "--ckpt_path" else f"fit {way} {old.name}"
@@ -286,7 +290,8 @@ def test_new_options_of_the_optimizer_act_as_in_a_fresh_run_and_its_moments_stay
             "OneCycleLR: Tried to step .* times.*",
         ),
         (
-            "--model.lr_scheduler lightning.pytorch.cli.ReduceLROnPlateau --model.lr_scheduler.monitor val/loss",
+            "--model.lr_scheduler lightning.pytorch.cli.ReduceLROnPlateau"
+            " --model.lr_scheduler.monitor val/loss",
             "--model.lr 0.5",
             "ReduceLROnPlateau: cannot resume with a new learning rate; see --init_from",
         ),
@@ -311,7 +316,8 @@ def test_what_a_run_cannot_go_on_with_is_one_line(
 
 
 def test_a_new_patience_takes_effect(half: Path, command: Commands) -> None:
-    line = f"fit --resume {half.name} --trainer.max_epochs 9 --callbacks.early_stopping.patience 1 --model.lr 0"
+    line = f"fit --resume {half.name} --trainer.max_epochs 9 --model.lr 0"
+    line += " --callbacks.early_stopping.patience 1"
     assert "stopped  after epoch" in command(line).out
 
 
@@ -326,7 +332,8 @@ def test_a_restart_goes_on_and_any_other_second_start_is_refused(
     half: Path, command: Commands, monkeypatch: pytest.MonkeyPatch, count: str
 ) -> None:
     monkeypatch.setenv("WANDB_RUN_ID", half.name)
-    line = "fit --config @digits --trainer.max_epochs 3 --trainer.logger false --trainer.log_every_n_steps 1"
+    line = "fit --config @digits --trainer.max_epochs 3 --trainer.logger false"
+    line += " --trainer.log_every_n_steps 1"
     refused = command(line)
     assert (refused.code, refused.err.count("\n")) == (2, 1)
     assert f"--resume {half.name}" in refused.err
@@ -354,9 +361,8 @@ def test_a_broken_last_checkpoint_is_passed_over(half: Path, command: Commands) 
 
 
 def test_wandb_knows_a_resumed_run_by_its_id(command: Commands) -> None:
-    run = command(
-        "fit --config @digits --config @debug --trainer.logger odd_duck.engine.wandb_logger.RunWandbLogger"
-    ).run  # over false
+    logger = "--trainer.logger odd_duck.engine.wandb_logger.RunWandbLogger"  # over false
+    run = command(f"fit --config @digits --config @debug {logger}").run
     assert run is not None
     assert command(f"fit --resume {run.name} --trainer.max_epochs 3").code == 0
     logs = sorted(run.glob("wandb/*run-*/*.wandb"))

@@ -1,4 +1,4 @@
-"""What checks a push or a commit, here and in a project: workflows that are safe and right, and one set of commands."""
+"""What checks a push or a commit, here and in a project: safe workflows, the same commands."""
 
 import re
 import shutil

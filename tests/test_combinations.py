@@ -1,4 +1,4 @@
-"""Every combination of choices is a sound project; some, in which every two answers meet, are trained and tested."""
+"""Every combination of choices is a sound project; some, with each pair, are trained and tested."""
 
 import shutil
 from itertools import combinations, product
@@ -25,7 +25,10 @@ def pairs(answers: Answers) -> set[tuple[tuple[str, str], ...]]:
 
 
 def pairwise(candidates: list[Answers]) -> list[Answers]:
-    """A few of them, in which every two answers meet: always the next one with most pairs that have not met yet."""
+    """Return a few in which every two answers meet.
+
+    Always the next one with most pairs that have not met yet.
+    """
     left, few = set().union(*map(pairs, candidates)), list[Answers]()
     while left:
         few.append(max(candidates, key=lambda answers: len(pairs(answers) & left)))
@@ -37,7 +40,8 @@ def parts(**answers: str) -> list[str]:
     return unwanted(default_answers(**answers))
 
 
-# The options that change which files there are; each combination of theirs stands for all of its files.
+# The options that change which files there are; each combination of theirs stands for all of its
+# files.
 STRUCTURAL = [
     name
     for name, values in CHOICES.items()

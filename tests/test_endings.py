@@ -1,4 +1,4 @@
-"""However a run ends, its last checkpoint is on disk, W&B and the exit code say the truth, and no process is left."""
+"""Any end of a run leaves its last checkpoint, a true exit code, truth in W&B and no process."""
 
 import csv
 import re
@@ -27,7 +27,8 @@ from wandb_server import WandbServer
 ACT = " --trainer.callbacks+=acts.Act --trainer.callbacks.what "
 FIT = "fit --config configs/digits.yaml --trainer.max_epochs 4"
 BRIEF = (
-    "fit --config @digits --trainer.max_epochs 3 --trainer.log_every_n_steps 1 --trainer.limit_train_batches 6"
+    "fit --config @digits --trainer.max_epochs 3 --trainer.log_every_n_steps 1"
+    " --trainer.limit_train_batches 6"
     " --callbacks.early_stopping null"
 )
 SLURM = {
@@ -45,8 +46,8 @@ ls "$RUNS_ROOT"/*/checkpoints >> "$HOME/asked"
 CASES = {  # how each of the processes ends
     # Waits for batches that are not loaded yet.
     "ctrl_c": ACT
-    + "group_sigint --trainer.callbacks.step 4 --trainer.accumulate_grad_batches 9 --data.num_workers 2"
-    + " --trainer.logger.log_model true",
+    + "group_sigint --trainer.callbacks.step 4 --trainer.accumulate_grad_batches 9"
+    + " --data.num_workers 2 --trainer.logger.log_model true",
     "sigterm": ACT + "group_sigterm --data.num_workers 2 --trainer.logger.log_model true",
     "requeue": ACT + "SIGUSR1 --trainer.logger.log_model true",
     "full": ACT + "fill_the_disk",
@@ -88,7 +89,7 @@ def alive(mark: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def ended(bake: Bake, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Ended]]:
-    """One run for each case, as processes of their own that send to a server, two at a time."""
+    """One run for each case, as separate processes that send to a server, two at a time."""
     base = tmp_path_factory.mktemp("e")
     project = bake(base)
 
@@ -326,7 +327,8 @@ def test_a_signal_in_the_last_batch_of_all_is_too_late_to_be_a_failure(command: 
 
 
 def test_an_exception_after_a_signal_is_not_lost(command: Commands) -> None:
-    error = "--trainer.callbacks+=acts.Act --trainer.callbacks.what error --trainer.callbacks.hook on_validation_start"
+    error = "--trainer.callbacks+=acts.Act --trainer.callbacks.what error"
+    error += " --trainer.callbacks.hook on_validation_start"
     outcome = command(
         f"{BRIEF}{ACT}SIGTERM --trainer.callbacks.step 5 {error} --trainer.callbacks.step 6"
     )
@@ -431,17 +433,17 @@ def test_a_loss_that_is_no_number_ends_the_run_before_it_is_saved(command: Comma
     outcome = command(f"{BRIEF}{ACT}diverge --trainer.callbacks.step 8")
     assert (outcome.code, ended_with(outcome), last_step(outcome.run)) == (1, 1, 6)
     assert outcome.err.splitlines() == [
-        "error: train/loss is nan at step 9, which is not saved; --callbacks.divergence null switches this check off"
+        "error: train/loss is nan at step 9, which is not saved; --callbacks.divergence null"
+        " switches this check off"
     ]
-    unseen = "--trainer.log_every_n_steps 100 --trainer.limit_val_batches 0 --callbacks.checkpoint.monitor null"
+    unseen = "--trainer.log_every_n_steps 100 --trainer.limit_val_batches 0"
+    unseen += " --callbacks.checkpoint.monitor null"
     seldom = command(
         f"{BRIEF}{ACT}diverge --trainer.callbacks.step 8 {unseen} --callbacks.summaries null"
     )
     assert (seldom.code, last_step(seldom.run)) == (1, 6)
-    assert re.match(
-        r"error: \S+ has NaN values at step 12, which is not saved; --callbacks.divergence null [^\n]+\n",
-        seldom.err,
-    )
+    warned = r"error: \S+ has NaN values at step 12, which is not saved; "
+    assert re.match(rf"{warned}--callbacks.divergence null [^\n]+\n", seldom.err)
     known = command(f"{BRIEF}{ACT}diverge --trainer.callbacks.step 8 --callbacks.divergence null")
     assert (known.code, last_step(known.run)) == (0, 18)
 

@@ -1,4 +1,4 @@
-"""What a project is installed into: all that it imports is named, the lowest versions do, and so does the image."""
+"""What a project is installed into: named imports, the lowest versions that work, the image."""
 
 import ast
 import json
@@ -55,11 +55,9 @@ def test_nothing_is_imported_that_pyproject_does_not_name(bake: Bake) -> None:
 
 
 def instructions(project: Path) -> list[tuple[str, str]]:
-    lines = [
-        line
-        for line in (project / "Dockerfile").read_text().splitlines()
-        if not line.startswith("#")
-    ]
+    text = (project / "Dockerfile").read_text()
+    lines = [line for line in text.splitlines() if not line.startswith("#")]
+    lines = "\n".join(lines).replace("\\\n", "").splitlines()
     return [(word, rest) for word, _, rest in (line.partition(" ") for line in lines)]
 
 
@@ -94,7 +92,7 @@ def test_the_image_and_the_container_have_the_chosen_python_and_no_secret(
 def test_its_tests_pass_with_the_lowest_versions_in_an_environment_made_as_the_image_is(
     bake: Bake, tmp_path: Path, run: Run
 ) -> None:
-    """Of torch there is one version here. The rest of the image, of which no registry is asked, is not tried."""
+    """Of torch there is one version here. The rest of the image is not tried."""
     project, image = bake(**EVERY_PART), tmp_path / "project"
     assert TORCH
     lowest = {

@@ -1,4 +1,4 @@
-"""The same numbers on any number of ranks, for data of any size, and for one batch however many ranks share it."""
+"""The same numbers on any number of ranks, for data of any size, and for one shared batch."""
 
 import csv
 import subprocess
@@ -12,7 +12,8 @@ from test_launchers import TORCHRUN
 
 SIZES = (1, 2, 3, 5, 37)
 VERBS = ("validate", "test", "predict")
-# What a team writes: no word of ranks. BatchNorm has buffers, which DDP sends around; a float is logged as users do.
+# What a team writes, with no word of ranks. BatchNorm has buffers, which DDP sends around; a float
+# is logged as users do.
 SMALL = """
 import torch
 from my_project.data import Digits, Images
@@ -54,12 +55,14 @@ from main import main
 for line in open(sys.argv[1]).read().splitlines():
     run, *words = line.split()
     os.environ["WANDB_RUN_ID"] = run
-    main([*words, "--trainer.accelerator", "cpu", "--trainer.devices", os.environ.get("WORLD_SIZE", "1")])
+    ranks = os.environ.get("WORLD_SIZE", "1")
+    main([*words, "--trainer.accelerator", "cpu", "--trainer.devices", ranks])
 """
 FIT = (
     "fit --config configs/digits.yaml --model small.{model} "
     "--data small.Few --data.evaluated {size} --data.parts {parts} --data.batch_size {batch} "
-    "--callbacks.checkpoint null --callbacks.early_stopping null --callbacks.summaries null --trainer.logger false "
+    "--callbacks.checkpoint null --callbacks.early_stopping null --callbacks.summaries null "
+    "--trainer.logger false "
     "--trainer.max_epochs 2 --model.width 4 --trainer.log_every_n_steps 1 "
 )
 
@@ -74,7 +77,7 @@ def values(run: Path, table: str = "metrics.csv") -> list[dict[str, float]]:
 
 @pytest.fixture(scope="module")
 def runs(bake: Bake, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What 1, 2 and 3 ranks make of the same commands, many in one process, for a process costs seconds."""
+    """What 1, 2 and 3 ranks make of the same commands, many in one process to save seconds."""
     home = tmp_path_factory.mktemp("exact")
     project = bake(home)
     (project / "small.py").write_text(SMALL)

@@ -1,4 +1,4 @@
-"""The loop of the option `fabric`: the numbers of the Trainer, and a run like any other, whatever happens to it."""
+"""The loop of the option `fabric`: the numbers of the Trainer, and a run like any other."""
 
 import csv
 import re
@@ -25,11 +25,13 @@ TRAINER = (
 )
 STEPWISE = (
     " --model.optimizer SGD --model.optimizer.momentum 0.9 --model.lr 0.05"
-    " --model.lr_scheduler OneCycleLR --model.lr_scheduler.max_lr 0.1 --model.lr_scheduler.total_steps 57"
+    " --model.lr_scheduler OneCycleLR --model.lr_scheduler.max_lr 0.1"
+    " --model.lr_scheduler.total_steps 57"
 )
 PLATEAU = (
-    " --model.lr_scheduler lightning.pytorch.cli.ReduceLROnPlateau --model.lr_scheduler.monitor val/loss"
-    " --model.lr_scheduler.patience 0 --model.lr_scheduler.threshold 0.5"
+    " --model.lr_scheduler lightning.pytorch.cli.ReduceLROnPlateau"
+    " --model.lr_scheduler.monitor val/loss --model.lr_scheduler.patience 0"
+    " --model.lr_scheduler.threshold 0.5"
 )
 
 
@@ -120,7 +122,8 @@ def test_what_the_loop_leaves_is_what_the_trainer_leaves(place: Place) -> None:
     assert {path.name for path in place.folder("left").iterdir()} == {
         *(".lock", "checkpoints", "config.yaml", "metrics.csv")
     }
-    code = "from my_project.engine import load; print(load('left').training, len(load('left:last').hparams))"
+    code = "from my_project.engine import load\n"
+    code += "print(load('left').training, len(load('left:last').hparams))"
     (place.project / "look.py").write_text(code)
     assert place("look", "look.py") == "False 6\n"
     (refused,) = errors(place("left", "main.py fit --resume left", code=2))
@@ -226,12 +229,8 @@ def test_a_run_that_is_ended_goes_on_bit_by_bit(
 
 @pytest.mark.slow
 def test_the_commands_of_the_readme_work(place: Place) -> None:
-    text = (
-        (place.project / "README.md")
-        .read_text()
-        .partition("## A loop of your own")[2]
-        .partition("\n## ")[0]
-    )
+    text = (place.project / "README.md").read_text()
+    text = text.partition("## A loop of your own")[2].partition("\n## ")[0]
     lines = command_lines(text)
     assert len(lines) == 4
     for number, line in enumerate(lines):
@@ -243,10 +242,11 @@ def test_the_commands_of_the_readme_work(place: Place) -> None:
 
 @pytest.fixture(scope="module", params=[1, pytest.param(2, marks=pytest.mark.slow)])
 def sent(request: pytest.FixtureRequest, place: Place) -> Iterator[tuple[WandbServer, str, Place]]:
-    """A run that is sent as it trains, and goes on once."""
+    """A run that is sent as it trains, and resumed once."""
     with WandbServer() as server:
         run = f"sent-{request.param}"
-        line = "train_fabric.py --config configs/fabric.yaml --trainer.accelerator cpu --trainer.logger.log_model all "
+        line = "train_fabric.py --config configs/fabric.yaml --trainer.accelerator cpu "
+        line += "--trainer.logger.log_model all "
         place(
             run, f"{line}--trainer.max_epochs 2 --trainer.devices {request.param}", env=server.env()
         )

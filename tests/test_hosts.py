@@ -1,4 +1,4 @@
-"""A run over two hosts is one run: with the numbers of one host, ended by a broken cable, and taken up again."""
+"""A run over two hosts is one run: the numbers of one host, ended by a broken cable, resumed."""
 
 import os
 import re
@@ -115,7 +115,7 @@ def test_two_hosts_make_one_run_with_the_numbers_of_one_host(
 def test_a_host_that_is_cut_off_ends_the_job_which_goes_on_when_it_is_back(
     hosts: Hosts, launch: Launch, runs: Path, tmp_path: Path
 ) -> None:
-    """torchrun there waits for its connection as long as the system does: a quarter of an hour, but seconds here."""
+    """Ends there too: torchrun waits for its connection a quarter of an hour, but seconds here."""
     second = hosts.names[1]
     hosts.sysctl(second, "net.ipv4.tcp_retries2", 5)
     folder = runs / "the-run"

@@ -14,7 +14,8 @@ from wandb_record import recorded
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node")
 FIT = (
     "main.py fit --config configs/digits.yaml --trainer.accelerator cpu --trainer.max_epochs 1 "
-    "--trainer.limit_train_batches 2 --trainer.log_every_n_steps 1 --trainer.callbacks+=tell.Id --trainer.devices"
+    "--trainer.limit_train_batches 2 --trainer.log_every_n_steps 1 --trainer.callbacks+=tell.Id "
+    "--trainer.devices"
 )
 TELL = """
 import os

@@ -87,7 +87,8 @@ def test_a_project_of_before_updates_and_reads_its_old_runs(updated: Path, run: 
     printed = main(f"{overlay} --callbacks.backup.save_on_exception false")
     assert printed.count("callbacks.backup is now callbacks.last_checkpoint") == 1
     assert "${run} is now $run" in printed
-    code = "from my_project.engine.references import load; print(load('%s').training)" % old.name
+    code = "from my_project.engine.references import load\n"
+    code += f"print(load({old.name!r}).training)"
     warned = run(sys.executable, "-c", code, cwd=updated)
     assert "my_project.engine.references is now my_project.engine" in warned
     assert warned.splitlines()[-1] == "False"

@@ -1,4 +1,4 @@
-"""A mistake is one line: the option, what was expected, what came, the nearest right name. The exit code is 2."""
+"""A mistake is one line with the option, what was expected, what came, the nearest right name."""
 
 import re
 import sys
@@ -12,93 +12,120 @@ from conftest import Run
 
 FIT = "fit --config @digits "
 
-MISTAKES = {
-    # the verb
+COMMANDS = {
     "": r"expected a subcommand \(fit, validate, test, predict, sync\), got nothing",
     "fti --config @digits": r"expected a subcommand .*, got fti; did you mean fit\?",
     "--config @digits fit": r"expected a subcommand .*, got --config, which comes after it",
-    # options
-    FIT
-    + "--trainer.max_epoch 1": r"--trainer.max_epoch: no such option; did you mean trainer.max_epochs\?",
-    FIT + "--trainer.max_epochs abc": r"--trainer.max_epochs: expected int or null, got abc",
-    FIT + "--model.lrr 1": r"--model.lrr: no such option; did you mean lr\?",
-    FIT + "--model.init_args.lrr=1": r"--model.init_args.lrr: no such option; did you mean lr\?",
-    FIT + "--model.lr abc": r"--model.lr: expected float, got abc",
-    FIT + "--model.optimizer Adan": r"--model.optimizer: no class Adan; did you mean Adam\?",
-    FIT
-    + "--callbacks.checkpoint.save_topk 3": r"--callbacks.checkpoint.save_topk: no such option; .* save_top_k\?",
-    FIT
-    + "--callbacks.checkpont null": r"--callbacks.checkpont: no such option; did you mean callbacks.checkpoint\?",
-    FIT
-    + "--trainer.logger.porject x": r"--trainer.logger.porject: no such option; did you mean project\?",
-    FIT + "--trainer.accelerator cppu": r"accelerator='cppu'.* cpu",
-    FIT + "--trainer 3": r"--trainer: .*3",
-    FIT + "--trainer.max_epochs=": r"--trainer.max_epochs: expected int or null, got nothing",
-    FIT + "--trainer.val_check_interval 100": r"val_check_interval.*19",
-    FIT + "--trainer.callbacks EarlyStopping": r"--trainer.callbacks: missing: monitor",
-    FIT + "--model.lr_scheduler CosineAnnealingLR": r"--model.lr_scheduler: missing: T_max",
-    FIT + "--model.lr": r"expected one argument",
     "fit --config": r"--config: expected one argument",
     "test --ckpt_path": r"--ckpt_path: expected one argument",
-    FIT + "--ckpt_path=": r"--ckpt_path: expected a checkpoint file, RUN or RUN:last",
-    FIT
-    + "--ckpt_path wandb:a/b": r"--ckpt_path: expected wandb:ENTITY/PROJECT/NAME:ALIAS, got wandb:a/b",
-    FIT + "--resume 123": r"--resume: expected a run, got 123",
-    FIT + "--init_from last": r"--init_from: expected a checkpoint file, RUN or RUN:last, got last",
-    FIT + "extra": r"unrecognized arguments: extra",
     "fit": r"--model: missing; give a configuration, such as --config configs/digits.yaml",
-    # classes
-    FIT + "--model Clasifier": r"--model: no class Clasifier; did you mean Classifier\?",
-    FIT
-    + "--model odd_duck.model.Clasifier": r"--model: no class odd_duck.model.Clasifier .*; .* Classifier\?",
-    FIT
-    + "--model odd_duc.model.Classifier": r"no class odd_duc.model.Classifier \(No module named 'odd_duc'\)",
-    FIT
-    + "--trainer.logger CSVLoger": r"--trainer.logger: no class CSVLoger; did you mean CSVLogger\?",
-    # checkpoints
     "test --config @digits": r"test: expected --ckpt_path RUN",
     "validate --config @digits": r"validate: expected --ckpt_path RUN",
     "predict --config @digits": r"predict: expected --ckpt_path RUN",
-    FIT
-    + "--ckpt_path nowhere": r"--ckpt_path: expected a checkpoint file, RUN or RUN:last, got nowhere",
     "test --ckpt_path @digits": r"digits.yaml: not a checkpoint that can be read",
+}
+FLAGS = {  # after FIT
+    "--trainer.max_epoch 1": (
+        r"--trainer.max_epoch: no such option; did you mean trainer.max_epochs\?"
+    ),
+    "--trainer.max_epochs abc": r"--trainer.max_epochs: expected int or null, got abc",
+    "--model.lrr 1": r"--model.lrr: no such option; did you mean lr\?",
+    "--model.init_args.lrr=1": r"--model.init_args.lrr: no such option; did you mean lr\?",
+    "--model.lr abc": r"--model.lr: expected float, got abc",
+    "--model.optimizer Adan": r"--model.optimizer: no class Adan; did you mean Adam\?",
+    "--callbacks.checkpoint.save_topk 3": (
+        r"--callbacks.checkpoint.save_topk: no such option; .* save_top_k\?"
+    ),
+    "--callbacks.checkpont null": (
+        r"--callbacks.checkpont: no such option; did you mean callbacks.checkpoint\?"
+    ),
+    "--trainer.logger.porject x": (
+        r"--trainer.logger.porject: no such option; did you mean project\?"
+    ),
+    "--trainer.accelerator cppu": r"accelerator='cppu'.* cpu",
+    "--trainer 3": r"--trainer: .*3",
+    "--trainer.max_epochs=": r"--trainer.max_epochs: expected int or null, got nothing",
+    "--trainer.val_check_interval 100": r"val_check_interval.*19",
+    "--trainer.callbacks EarlyStopping": r"--trainer.callbacks: missing: monitor",
+    "--model.lr_scheduler CosineAnnealingLR": r"--model.lr_scheduler: missing: T_max",
+    "--model.lr": r"expected one argument",
+    "--ckpt_path=": r"--ckpt_path: expected a checkpoint file, RUN or RUN:last",
+    "--ckpt_path wandb:a/b": (
+        r"--ckpt_path: expected wandb:ENTITY/PROJECT/NAME:ALIAS, got wandb:a/b"
+    ),
+    "--resume 123": r"--resume: expected a run, got 123",
+    "--init_from last": r"--init_from: expected a checkpoint file, RUN or RUN:last, got last",
+    "extra": r"unrecognized arguments: extra",
+    # classes
+    "--model Clasifier": r"--model: no class Clasifier; did you mean Classifier\?",
+    "--model odd_duck.model.Clasifier": (
+        r"--model: no class odd_duck.model.Clasifier .*; .* Classifier\?"
+    ),
+    "--model odd_duc.model.Classifier": (
+        r"no class odd_duc.model.Classifier \(No module named 'odd_duc'\)"
+    ),
+    "--trainer.logger CSVLoger": r"--trainer.logger: no class CSVLoger; did you mean CSVLogger\?",
+    # checkpoints
+    "--ckpt_path nowhere": r"--ckpt_path: expected a checkpoint file, RUN or RUN:last, got nowhere",
     # names of metrics
-    FIT
-    + "--callbacks.checkpoint.monitor val/accu": r"callbacks.checkpoint.monitor: no metric named val/accu was logged.* val/acc\?",
-    FIT
-    + "--callbacks.early_stopping.monitor vall/acc": r"callbacks.early_stopping.monitor: .* did you mean val/acc\?",
-    FIT
-    + "--callbacks.summaries.metrics.val/ac max": r"callbacks.summaries.metrics: no metric named val/ac was logged; .* val/acc\?",
-    FIT
-    + "--callbacks.checkpoint.monitor val/accu --trainer.fast_dev_run true": r"no metric named val/accu was logged.* val/acc\?",
-    FIT
-    + "--callbacks.checkpoint.monitor val/accu --trainer.num_sanity_val_steps 0": r"no metric named val/accu was logged",
-    FIT
-    + "--callbacks.early_stopping.monitor train/los": r"callbacks.early_stopping.monitor: .* train/loss\?",
-    FIT
-    + "--callbacks.early_stopping.monitor val/acc --trainer.limit_val_batches 0": r"no metric named val/acc was logged; there are",
-    FIT
-    + "--model.lr_scheduler lightning.pytorch.cli.ReduceLROnPlateau --model.lr_scheduler.monitor val/los": (
-        r"ReduceLROnPlateau.monitor: no metric named val/los was logged; .*; did you mean val/loss\?"
+    "--callbacks.checkpoint.monitor val/accu": (
+        r"callbacks.checkpoint.monitor: no metric named val/accu was logged.* val/acc\?"
+    ),
+    "--callbacks.early_stopping.monitor vall/acc": (
+        r"callbacks.early_stopping.monitor: .* did you mean val/acc\?"
+    ),
+    "--callbacks.summaries.metrics.val/ac max": (
+        r"callbacks.summaries.metrics: no metric named val/ac was logged; .* val/acc\?"
+    ),
+    "--callbacks.checkpoint.monitor val/accu --trainer.fast_dev_run true": (
+        r"no metric named val/accu was logged.* val/acc\?"
+    ),
+    "--callbacks.checkpoint.monitor val/accu --trainer.num_sanity_val_steps 0": (
+        r"no metric named val/accu was logged"
+    ),
+    "--callbacks.early_stopping.monitor train/los": (
+        r"callbacks.early_stopping.monitor: .* train/loss\?"
+    ),
+    "--callbacks.early_stopping.monitor val/acc --trainer.limit_val_batches 0": (
+        r"no metric named val/acc was logged; there are"
+    ),
+    "--model.lr_scheduler lightning.pytorch.cli.ReduceLROnPlateau"
+    " --model.lr_scheduler.monitor val/los": (
+        r"ReduceLROnPlateau.monitor: no metric named val/los was logged; .*;"
+        r" did you mean val/loss\?"
     ),
     # Lightning's own
-    FIT
-    + "--callbacks.checkpoint.monitor null --callbacks.checkpoint.save_top_k 3": r"save_top_k=3.*not a valid",
+    "--callbacks.checkpoint.monitor null --callbacks.checkpoint.save_top_k 3": (
+        r"save_top_k=3.*not a valid"
+    ),
 }
+MISTAKES = COMMANDS | {FIT + flags: expected for flags, expected in FLAGS.items()}
 
 FILES = {
-    "trainer:\n  max_epoch: 3\n": r"file.yaml: trainer.max_epoch: no such option; did you mean trainer.max_epochs\?",
+    "trainer:\n  max_epoch: 3\n": (
+        r"file.yaml: trainer.max_epoch: no such option; did you mean trainer.max_epochs\?"
+    ),
     "modle:\n  lr: 3\n": r"file.yaml: modle.lr: no such option; did you mean model\?",
-    "data:\n  init_args:\n    batch_sze: 3\n": r"file.yaml: data.init_args.batch_sze: no such option; .* batch_size\?",
-    "data:\n  init_args:\n    batch_size: many\n": r"file.yaml: data.init_args.batch_size: expected int, got many",
-    "model:\n  class_path: Clasifier\n": r"file.yaml: model: no class Clasifier; did you mean Classifier\?",
+    "data:\n  init_args:\n    batch_sze: 3\n": (
+        r"file.yaml: data.init_args.batch_sze: no such option; .* batch_size\?"
+    ),
+    "data:\n  init_args:\n    batch_size: many\n": (
+        r"file.yaml: data.init_args.batch_size: expected int, got many"
+    ),
+    "model:\n  class_path: Clasifier\n": (
+        r"file.yaml: model: no class Clasifier; did you mean Classifier\?"
+    ),
     "trainer:\n#  max_epochs: 3\n": r"file.yaml: trainer: expected options, got None",
     "model:\n  class_path: Classifier\n  lr: 0.3\n": r"file.yaml: model.class_path: .* init_args",
-    "ckpt_path: some.ckpt\n": r"--ckpt_path: expected a checkpoint file, RUN or RUN:last, got some.ckpt",
+    "ckpt_path: some.ckpt\n": (
+        r"--ckpt_path: expected a checkpoint file, RUN or RUN:last, got some.ckpt"
+    ),
     "resume: some\n": r"--resume: expected a run, got some",
     "trainer: 3\n": r"file.yaml: trainer: expected options, got 3",
-    "trainer:\n  logger:\n    class_path: odd_duck.engine.wandb_logger.RunWandbLogger\n    init_args:\n      group: 123\n": (
-        r"file.yaml: trainer.logger.init_args.group: expected str or null, got 123"  # an id that YAML reads as a number
+    # An id that YAML reads as a number.
+    "trainer:\n  logger:\n    class_path: odd_duck.engine.wandb_logger.RunWandbLogger\n"
+    "    init_args:\n      group: 123\n": (
+        r"file.yaml: trainer.logger.init_args.group: expected str or null, got 123"
     ),
     "trainer:\n  of_a_later_release: 3\n": r"file.yaml: trainer.of_a_later_release: no such option",
     "trainer:\n  - a\n b: c\n": r"file.yaml, line 3: ",
@@ -115,9 +142,8 @@ def assert_one_line(err: str, code: int, expected: str) -> None:
 
 @pytest.mark.parametrize("line", MISTAKES)
 def test_a_mistake_on_the_command_line_is_one_line(line: str, command: Commands) -> None:
-    outcome = command(
-        line + " --trainer.logger.offline true" * line.startswith(FIT) * (".logger" not in line)
-    )
+    offline = " --trainer.logger.offline true"
+    outcome = command(line + offline * (line.startswith(FIT) and ".logger" not in line))
     assert_one_line(outcome.err, outcome.code, MISTAKES[line])
     assert outcome.out.count("\n") <= 8, outcome.out
 

@@ -14,16 +14,19 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import SingleDeviceStrategy
 
 BRIEF = "--trainer.logger false --callbacks.early_stopping null --trainer.log_every_n_steps 1"
-# torch's FSDP trains on a CPU if it is told to. What it then gathers it does not copy, hence the second half.
+# torch's FSDP trains on a CPU if it is told to. It does not copy what it then gathers: the second
+# half does.
 SHARDED = """
 import torch
 from lightning.pytorch.strategies import FSDPStrategy
-from torch.distributed.fsdp import FullOptimStateDictConfig, FullStateDictConfig, OptimStateKeyType, StateDictType
+from torch.distributed.fsdp import FullOptimStateDictConfig, FullStateDictConfig
+from torch.distributed.fsdp import OptimStateKeyType, StateDictType
 from torch.distributed.fsdp import FullyShardedDataParallel as FSDP
 
 class OnCpu(FSDPStrategy):
     def _setup_model(self, model):
-        return FSDP(model, device_id=torch.device("cpu"), sharding_strategy=self.sharding_strategy, **self.kwargs)
+        options = {"sharding_strategy": self.sharding_strategy, **self.kwargs}
+        return FSDP(model, device_id=torch.device("cpu"), **options)
 
     def whole(self):
         configs = FullStateDictConfig(), FullOptimStateDictConfig(rank0_only=True)
@@ -36,13 +39,14 @@ class OnCpu(FSDPStrategy):
     def optimizer_state(self, optimizer):
         with self.whole():
             state = FSDP.optim_state_dict(self.model, getattr(optimizer, "optimizer", optimizer))
-            ids = OptimStateKeyType.PARAM_ID
-            return state if self.global_rank else FSDP.rekey_optim_state_dict(state, ids, self.model)
+            if self.global_rank:
+                return state
+            return FSDP.rekey_optim_state_dict(state, OptimStateKeyType.PARAM_ID, self.model)
 """
 
 
 class Late(SingleDeviceStrategy):
-    """Restores as those for sharded models do: only after callbacks have heard that the fit starts."""
+    """Restore as strategies for sharded models do: after callbacks have seen the fit start."""
 
     restore_checkpoint_after_setup = True
 
@@ -54,9 +58,8 @@ class Kinds(Callback):
         self.seen: set[tuple[str, torch.dtype]] = SEEN
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        pl_module.network.register_forward_hook(
-            lambda _, __, output: self.seen.add(("output", output.dtype))
-        )  # type: ignore[union-attr]
+        network: Any = pl_module.network
+        network.register_forward_hook(lambda _, __, output: self.seen.add(("output", output.dtype)))
 
     def on_before_zero_grad(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Any
@@ -77,10 +80,8 @@ def test_mixed_precision_multiplies_in_bfloat16_keeps_weights_in_32_bits_and_lea
     command: Commands,
 ) -> None:
     SEEN.clear()
-    outcome = command(
-        f"fit --config @digits --config @gpu {BRIEF} --trainer.max_epochs 8 --trainer.callbacks+=test_overlays.Kinds"
-        " --compile false"
-    )
+    flags = "--trainer.max_epochs 8 --trainer.callbacks+=test_overlays.Kinds --compile false"
+    outcome = command(f"fit --config @digits --config @gpu {BRIEF} {flags}")
     assert (outcome.code, outcome.err) == (0, ""), outcome.err
     assert {
         ("output", torch.bfloat16),
@@ -94,7 +95,8 @@ def test_mixed_precision_multiplies_in_bfloat16_keeps_weights_in_32_bits_and_lea
 COMPILED = """
 class Compiled(Callback):
     def on_train_start(self, trainer, pl_module):
-        names = [name for name, part in pl_module.named_children() if part._compiled_call_impl is not None]
+        parts = pl_module.named_children()
+        names = [name for name, part in parts if part._compiled_call_impl is not None]
         print(f"compiled {names} {torch.get_float32_matmul_precision()}")
 """
 
@@ -108,8 +110,11 @@ def test_a_compiled_model_learns_the_same_and_leaves_checkpoints_that_need_no_co
     (project / "seen.py").write_text(
         f"import torch\nfrom lightning.pytorch import Callback\n{COMPILED}"
     )
-    fit = f"main.py fit --config configs/digits.yaml {BRIEF} --trainer.max_epochs 1 --trainer.limit_train_batches 8 "
-    fit += "--model.dropout 0 --model.optimizer SGD --model.lr 0.05 "  # a compiled dropout draws otherwise
+    fit = f"main.py fit --config configs/digits.yaml {BRIEF} --trainer.max_epochs 1 "
+    # Without dropout, since a compiled one draws otherwise.
+    fit += (
+        "--trainer.limit_train_batches 8 --model.dropout 0 --model.optimizer SGD --model.lr 0.05 "
+    )
     for name, options in {
         "plain": "",
         "compiled": "--compile true --matmul_precision high",
@@ -151,7 +156,8 @@ def test_without_a_gpu_a_sharded_model_is_refused_in_one_line(command: Commands)
 def test_a_run_whose_strategy_restores_late_keeps_its_rows_and_its_learning_rate(
     command: Commands,
 ) -> None:
-    late = "--trainer.strategy test_overlays.Late --trainer.strategy.device cpu --trainer.accelerator cpu"
+    late = "--trainer.strategy test_overlays.Late --trainer.strategy.device cpu"
+    late += " --trainer.accelerator cpu"
     whole = command(f"fit --config @digits {late} {BRIEF} --trainer.max_epochs 3").run
     part = command(f"fit --config @digits {late} {BRIEF} --trainer.max_epochs 2").run
     assert whole is not None
@@ -167,7 +173,7 @@ def test_a_run_whose_strategy_restores_late_keeps_its_rows_and_its_learning_rate
 def test_a_sharded_model_leaves_checkpoints_like_any_other_and_goes_on_from_them(
     bake: Bake, run: Run, tmp_path: Path
 ) -> None:
-    """Two ranks, sharded, equal two ranks of DDP, also when they go on, and are tested on one device."""
+    """Two ranks, sharded, equal two of DDP, also when resumed, and are tested on one device."""
     project = bake(tmp_path)
     (project / "sharded.py").write_text(SHARDED)
 
@@ -177,7 +183,8 @@ def test_a_sharded_model_leaves_checkpoints_like_any_other_and_goes_on_from_them
         return tmp_path / "runs" / name
 
     momentum = "--model.optimizer SGD --model.optimizer.momentum 0.9 --model.lr 0.1"
-    two = f"fit --config configs/digits.yaml {BRIEF} {momentum} --trainer.accelerator cpu --trainer.devices 2"
+    two = f"fit --config configs/digits.yaml {BRIEF} {momentum} --trainer.accelerator cpu"
+    two += " --trainer.devices 2"
     wrapped = "--trainer.strategy.auto_wrap_policy [torch.nn.Conv2d,torch.nn.Linear]"
     ddp = ran("r-ddp", f"{two} --trainer.max_epochs 2")
     ran("r-fsdp", f"{two} --trainer.strategy sharded.OnCpu {wrapped} --trainer.max_epochs 1")

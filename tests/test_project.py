@@ -1,4 +1,4 @@
-"""What a baked project says of itself is true: its checks pass and can fail, its tests pass, it installs and trains."""
+"""A baked project is what it says: its checks can fail, they and its tests pass, it trains."""
 
 import re
 import sys
@@ -17,7 +17,7 @@ MYPY = (sys.executable, "-m", "mypy")
 
 @pytest.fixture
 def fresh(bake: Bake, tmp_path: Path) -> Path:
-    """The default project, in a folder of its own that a test may change."""
+    """The default project, in a separate folder that a test may change."""
     return bake(tmp_path)
 
 

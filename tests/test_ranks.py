@@ -1,6 +1,7 @@
-"""Traps of several ranks that can be seen in the code: what one rank does alone, and what all of them do.
+"""Traps of several ranks that can be seen in the code: what one rank does alone, what all do.
 
-A collective that some ranks do not reach waits for ever; a line or a file that all of them write is there many times.
+A collective that some ranks do not reach waits for ever; a line or a file that all of them write is
+there many times.
 """
 
 import ast
@@ -41,7 +42,7 @@ RESEARCH = {"data.py", "model.py", "network.py"}
 
 
 class Place(NamedTuple):
-    """A part of the code, the function that it stands in, and whether only some ranks come there."""
+    """A part of the code, the function around it, and whether only some ranks come there."""
 
     node: ast.AST
     function: str
@@ -104,7 +105,7 @@ def file_of_every_rank(file: str, tree: ast.Module) -> Iterator[ast.AST]:
 
 
 def mean_of_means(file: str, tree: ast.Module) -> Iterator[ast.AST]:
-    """What the example shows is a Metric, which needs no care: `sync_dist` asks for the size of each batch, too."""
+    """Find means of means: a Metric needs no care, but `sync_dist` wants the size of each batch."""
     for node in ast.walk(tree):
         if isinstance(node, ast.keyword) and node.arg == "sync_dist":
             yield node.value
@@ -135,12 +136,10 @@ def mean_of_means(file: str, tree: ast.Module) -> Iterator[ast.AST]:
 
 def wandb_elsewhere(file: str, tree: ast.Module) -> Iterator[ast.AST]:
     """`wandb.run` is None on all ranks but one, so whatever touches W&B has to know of ranks."""
-    for node, function, _ in places(tree):
-        names = (
-            [name.name for name in getattr(node, "names", ())]
-            if isinstance(node, ast.Import)
-            else []
-        )
+    for node, _, _ in places(tree):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [name.name for name in node.names]
         names += [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
         known = file in OF_WANDB
         if not known and any(name.split(".")[0] == "wandb" for name in names):

@@ -31,12 +31,14 @@ def test_there_is_no_command_of_a_kind_that_no_test_runs() -> None:
         for line in LINES
         if line not in (*TRAINING, *INSTALLATION) and not line.startswith("make ")
     ]
-    test_wandb = "python main.py test --config configs/digits.yaml --ckpt_path wandb:ENTITY/PROJECT/model-RUN:best"
+    test_wandb = "python main.py test --config configs/digits.yaml"
+    test_wandb += " --ckpt_path wandb:ENTITY/PROJECT/model-RUN:best"
     syncs = ["python main.py sync", "python main.py sync RUN"]
     sweeps = ["wandb sweep configs/sweep.yaml", "wandb agent ENTITY/PROJECT/SWEEP"]
     several = [line for line in kinds if line.startswith("torchrun --nnodes 2 ")]
     loops = [line for line in kinds if line.startswith("python train_fabric.py")]
-    # In test_wandb.py, test_sync.py, test_sweeps.py, test_hosts.py, test_fabric.py and test_updates.py.
+    # In test_wandb.py, test_sync.py, test_sweeps.py, test_hosts.py, test_fabric.py and
+    # test_updates.py.
     tested = "python main.py test --ckpt_path RUN"
     updates = ["pip install cruft", "cruft check", "cruft update"]
     assert kinds == [tested, test_wandb, *syncs, *sweeps, *several, *loops, tested, *updates]

@@ -1,4 +1,4 @@
-"""The recipes in docs/recipes/: copied into a fresh project as they are, run, and judged by what comes out."""
+"""The recipes in docs/recipes/: copied into a fresh project, run, judged by what comes out."""
 
 import ast
 import base64
@@ -201,7 +201,7 @@ def test_a_run_is_seen_in_a_terminal(project: Project) -> None:
     fcntl.ioctl(descriptor, termios.TIOCSWINSZ, struct.pack("HHHH", 50, 160, 0, 0))
 
     def shows(*names: str) -> bool:
-        """Feeds the screen until it has these names, or the viewer has ended, for 30 seconds at most."""
+        """Feed the screen until it has these names or the viewer ends, for 30 s at most."""
         end = time.monotonic() + 30
         while time.monotonic() < end and not (
             names and all(name in "\n".join(screen.display) for name in names)
@@ -334,7 +334,8 @@ class Hooks(Callback):
     def teardown(self, trainer, module, stage):
         parts = [*module.modules(), *module.parameters()]
         kinds = ("_forward_hooks", "_backward_hooks")
-        print("hooks", sum(len(getattr(part, kind, None) or ()) for part in parts for kind in kinds))
+        hooks = [getattr(part, kind, None) or () for part in parts for kind in kinds]
+        print("hooks", sum(map(len, hooks)))
 """
     (project.folder / "odd_duck" / "hooks.py").write_text(hooks)
     online = replace(project, env=project.env | wandb_server.env())
@@ -441,95 +442,115 @@ def eventually(reached: Callable[[], Any], seconds: float = 300) -> Any:
     return result
 
 
+class Search:
+    """A search by the recipe, which is killed and started again."""
+
+    def __init__(self, project: Project, command: str) -> None:
+        self.project, self.command = project, command
+        self.runs = project.folder / "runs"
+        self.log = project.folder.parent / "search.txt"
+        journal = JournalFileBackend(str(self.runs / "search.journal"))
+        storage = optuna.storages.JournalStorage(journal)
+        self.study = optuna.create_study(storage=storage, study_name="search", direction="maximize")
+        self.trainings: list[int] = []  # that a killed search had started
+        self.process: subprocess.Popen[str] | None = None
+
+    def start(self) -> "subprocess.Popen[str]":
+        with self.log.open("a") as screen:
+            self.process = self.project.start(self.command, screen)
+        return self.process
+
+    def kill(self) -> None:
+        """Kill the search alone, and note which training it had started."""
+        if self.process is None:
+            return
+        pid = self.process.pid
+        if self.process.poll() is None:
+            children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+            self.trainings.extend(os.pidfd_open(int(child)) for child in children)
+        self.process.kill()
+        self.process.wait()
+
+    def close(self) -> None:
+        self.kill()
+        for training in self.trainings:
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(training, signal.SIGKILL)
+            os.close(training)
+
+    def run_of(self, trial: optuna.trial.FrozenTrial) -> Path:
+        return self.runs / str(trial.user_attrs["run"])
+
+    def in_the_middle(self, number: int) -> Path | None:
+        """Return the run of a trial once it has logged and saved."""
+        run = self.runs / str(self.study.trials[number].user_attrs.get("run", "none"))
+        saved = (run / "checkpoints" / "last.ckpt").exists()
+        return run if saved and logged(run, "val/acc") else None
+
+    def states(self) -> list[str]:
+        return [trial.state.name for trial in self.study.trials]
+
+
+def kill_twice(search: Search) -> tuple[Path, list[dict[str, str]]]:
+    """Kill a search in its first and third trial; return that run, and its rows until then."""
+    search.start()
+    eventually(lambda: search.in_the_middle(0))
+    search.kill()
+    (orphan,) = search.trainings
+    signal.pidfd_send_signal(orphan, signal.SIGSTOP)  # it surely outlives the search for a while
+    search.start()
+    time.sleep(10)
+    assert search.states() == ["RUNNING", "WAITING", "WAITING"], "two at once"
+    signal.pidfd_send_signal(orphan, signal.SIGCONT)
+    torn = eventually(lambda: search.in_the_middle(2))
+    search.kill()
+    signal.pidfd_send_signal(search.trainings[-1], signal.SIGKILL)
+    return torn, table(torn)
+
+
 @pytest.mark.slow
-def test_a_search_that_is_killed_goes_on_with_all_it_had(project: Project) -> None:
+def test_a_search_that_is_killed_continues_with_all_it_had(project: Project) -> None:
     install, command = project.take("optuna.md")
     project(install)
-    runs, log = project.folder / "runs", project.folder.parent / "search.txt"
-    storage = optuna.storages.JournalStorage(JournalFileBackend(str(runs / "search.journal")))
-    study = optuna.create_study(storage=storage, study_name="search", direction="maximize")
-    for lr, width in (
-        (0.001, 16),
-        (0.0015, 16),
-        (0.01, 64),
-    ):  # the last learns so fast that none gives it up
-        study.enqueue_trial({"lr": lr, "width": width})
-
-    def run_of(trial: optuna.trial.FrozenTrial) -> Path:
-        return runs / str(trial.user_attrs["run"])
-
-    def in_the_middle(number: int) -> Path | None:
-        """The run of a trial, once it has logged and saved."""
-        run = runs / study.trials[number].user_attrs.get("run", "none")
-        return (
-            run if (run / "checkpoints" / "last.ckpt").exists() and logged(run, "val/acc") else None
-        )
-
-    started: list[int] = []
-
-    def kill(search: "subprocess.Popen[str]") -> None:
-        """Kills the search alone, and notes which training it had started."""
-        if search.poll() is None:
-            children = Path(f"/proc/{search.pid}/task/{search.pid}/children").read_text().split()
-            started.extend(os.pidfd_open(int(child)) for child in children)
-        search.kill()
-        search.wait()
-
-    with log.open("w") as screen:
-        search = project.start(command, screen)
-        try:
-            eventually(lambda: in_the_middle(0))
-            kill(search)
-            (orphan,) = started
-            signal.pidfd_send_signal(
-                orphan, signal.SIGSTOP
-            )  # so that it surely outlives the search for a while
-            search = project.start(command, screen)
-            time.sleep(10)
-            assert [trial.state.name for trial in study.trials] == [
-                "RUNNING",
-                "WAITING",
-                "WAITING",
-            ], "two at once"
-            signal.pidfd_send_signal(orphan, signal.SIGCONT)
-            torn = eventually(lambda: in_the_middle(2))
-            kill(search)
-            signal.pidfd_send_signal(started[-1], signal.SIGKILL)
-            before = table(torn)
-            study.enqueue_trial({"lr": 1e-5, "width": 16})
-            search = project.start(command, screen)
-            assert search.wait(timeout=600) == 0, log.read_text()
-        finally:
-            kill(search)
-            for training in started:
-                with suppress(ProcessLookupError):
-                    signal.pidfd_send_signal(training, signal.SIGKILL)
-                os.close(training)
-
-    ended = study.trials
+    search = Search(project, command)
+    # The last learns so fast that it is not given up.
+    for lr, width in ((0.001, 16), (0.0015, 16), (0.01, 64)):
+        search.study.enqueue_trial({"lr": lr, "width": width})
+    try:
+        torn, before = kill_twice(search)
+        search.study.enqueue_trial({"lr": 1e-5, "width": 16})
+        assert search.start().wait(timeout=600) == 0, search.log.read_text()
+    finally:
+        search.close()
+    ended = search.study.trials
     finished = [trial for trial in ended if trial.state != TrialState.FAIL]
     assert [trial.number for trial in ended if trial.state == TrialState.FAIL] == [0, 2]
     assert len(finished) == 6
     assert {trial.state for trial in finished} == {TrialState.COMPLETE, TrialState.PRUNED}
-    assert {run_of(trial) for trial in finished} == set(runs.glob("search-*"))
+    assert {search.run_of(trial) for trial in finished} == set(search.runs.glob("search-*"))
     for killed, again in ((0, 3), (2, 5)):
         assert ended[again].params == ended[killed].params
-        assert run_of(ended[again]) == run_of(ended[killed])
+        assert search.run_of(ended[again]) == search.run_of(ended[killed])
         assert ended[again].state == TrialState.COMPLETE
-    assert [row["val/acc"] for row in table(torn)][: len(before)] == [
-        row["val/acc"] for row in before
-    ]
+    kept = [row["val/acc"] for row in table(torn)][: len(before)]
+    assert kept == [row["val/acc"] for row in before]
     for trial in finished:
-        steps = [int(row["step"]) for row in table(run_of(trial)) if row["val/acc"]]
-        assert steps == [19 * epoch + 18 for epoch in range(len(steps))]
-        if trial.state == TrialState.COMPLETE:
-            assert trial.value == max(logged(run_of(trial), "val/acc"))
-            assert list(trial.intermediate_values.values()) == logged(run_of(trial), "val/acc")
+        assert_complete(search, trial)
     given_up = ended[4]
     assert (given_up.params["lr"], given_up.state) == (1e-5, TrialState.PRUNED)
-    assert len(logged(run_of(given_up), "val/acc")) < 20
-    assert recorded(run_of(given_up)).exit_code == 143
+    assert len(logged(search.run_of(given_up), "val/acc")) < 20
+    assert recorded(search.run_of(given_up)).exit_code == 143
     best = max(trial.value or 0 for trial in finished if trial.state == TrialState.COMPLETE)
-    best_line, test_line = log.read_text().splitlines()[-2:]
+    best_line, test_line = search.log.read_text().splitlines()[-2:]
     assert best_line.startswith(f"best     val/acc {best:.4g}  ")
     assert "test/acc" in project(test_line.removeprefix("test     "))
+
+
+def assert_complete(search: Search, trial: optuna.trial.FrozenTrial) -> None:
+    """Each epoch of a trial was logged once, and its value is the best of them."""
+    run = search.run_of(trial)
+    steps = [int(row["step"]) for row in table(run) if row["val/acc"]]
+    assert steps == [19 * epoch + 18 for epoch in range(len(steps))]
+    if trial.state == TrialState.COMPLETE:
+        assert trial.value == max(logged(run, "val/acc"))
+        assert list(trial.intermediate_values.values()) == logged(run, "val/acc")

@@ -1,4 +1,4 @@
-"""A run goes on from any of its checkpoints as if it had not ended, whatever is trained and however it is logged."""
+"""A run resumes from any of its checkpoints as if it had not ended, whatever it trains and logs."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +18,8 @@ from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import Checkpoint
 from odd_duck.data import Digits
 from odd_duck.model import Classifier
-from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, RandomSampler, WeightedRandomSampler
+from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, RandomSampler
+from torch.utils.data import Subset, WeightedRandomSampler
 from torchmetrics.classification import MulticlassAccuracy
 
 
@@ -32,7 +33,8 @@ class Keeps(Callback):
         last = os.path.join(folder, "checkpoints", "last.ckpt")
         if copies and os.path.exists(last) and os.stat(last).st_mtime_ns != self.seen:
             self.seen = os.stat(last).st_mtime_ns
-            shutil.copytree(folder, os.path.join(copies, f"{len(os.listdir(copies)):03}", os.path.basename(folder)))
+            copy = os.path.join(copies, f"{len(os.listdir(copies)):03}")
+            shutil.copytree(folder, os.path.join(copy, os.path.basename(folder)))
 
     on_train_epoch_start = on_train_end = on_validation_start = on_train_batch_start
 
@@ -50,14 +52,21 @@ class Noisy(Dataset):
 
 
 class NoisyDigits(Digits):
-    def __init__(self, batch_size: int = 64, num_workers: int = 0, persistent: bool = False, sampler: str = ""):
+    def __init__(
+        self,
+        batch_size: int = 64,
+        num_workers: int = 0,
+        persistent: bool = False,
+        sampler: str = "",
+    ):
         super().__init__(batch_size, num_workers)
         self.persistent, self.sampler = persistent, sampler
 
     def _loader(self, images, shuffle=False, drop_last=False):
         options = {"num_workers": self.num_workers, "persistent_workers": self.persistent}
         if self.sampler == "weighted" and shuffle:
-            options["sampler"] = WeightedRandomSampler([1.0 + i % 3 for i in range(len(images))], len(images))
+            weights = [1.0 + i % 3 for i in range(len(images))]
+            options["sampler"] = WeightedRandomSampler(weights, len(images))
         elif self.sampler == "generator" and shuffle:
             options |= {"shuffle": True, "generator": torch.Generator().manual_seed(7)}
         else:
@@ -66,7 +75,7 @@ class NoisyDigits(Digits):
 
 
 class Logs(Classifier):
-    """Logs the mean, the largest, and the sum of its loss over an epoch, and a metric of the training."""
+    """Log the mean, the largest and the sum of the loss over an epoch, and a training metric."""
 
     def __init__(self, num_classes: int, lr: float = 2e-3):
         super().__init__(num_classes, lr=lr)
@@ -106,7 +115,7 @@ class Several(NoisyDigits):
     """Two loaders to train on; the shorter one is read again until the longer one ends."""
 
     def train_dataloader(self):
-        short, long = torch.utils.data.Subset(self.train, range(48)), torch.utils.data.Subset(self.train, range(112))
+        short, long = Subset(self.train, range(48)), Subset(self.train, range(112))
         return [self._loader(part, shuffle=True, drop_last=True) for part in (short, long)]
 
 
@@ -140,16 +149,24 @@ class Batched(Digits):
         return DataLoader(self.train, batch_sampler=batches, collate_fn=tuple)
 '''
 LINE = (
-    "fit --config @digits --data.batch_size 16 --trainer.max_epochs 2 --trainer.limit_train_batches 4"
+    "fit --config @digits --data.batch_size 16 --trainer.max_epochs 2"
+    " --trainer.limit_train_batches 4"
     " --trainer.limit_val_batches 2 --trainer.log_every_n_steps 1 --trainer.logger false"
     " --trainer.callbacks resumable.Keeps --callbacks.last_checkpoint.every_n_train_steps 1"
 )
 PLATEAU = (
-    "--model.lr_scheduler lightning.pytorch.cli.ReduceLROnPlateau --model.lr_scheduler.monitor val/loss"
+    "--model.lr_scheduler lightning.pytorch.cli.ReduceLROnPlateau"
+    " --model.lr_scheduler.monitor val/loss"
     " --model.lr_scheduler.patience 0 --model.lr_scheduler.threshold 10"
 )
-CYCLE = "--model.lr_scheduler OneCycleLR --model.lr_scheduler.max_lr 0.02 --model.lr_scheduler.total_steps 8"
-UNVALIDATED = "--callbacks.checkpoint.monitor train/loss --callbacks.early_stopping null --callbacks.summaries null"
+CYCLE = (
+    "--model.lr_scheduler OneCycleLR --model.lr_scheduler.max_lr 0.02"
+    " --model.lr_scheduler.total_steps 8"
+)
+UNVALIDATED = (
+    "--callbacks.checkpoint.monitor train/loss --callbacks.early_stopping null"
+    " --callbacks.summaries null"
+)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -172,12 +189,14 @@ def theirs(command: Commands, tmp_path_factory: pytest.TempPathFactory) -> Itera
         ("--data resumable.NoisyDigits --data.sampler generator", 7),
         ("--data resumable.Several --model resumable.Pairs --trainer.limit_train_batches 1.0", 13),
         (
-            "--data resumable.Several --data.num_workers 1 --model resumable.Pairs --trainer.limit_train_batches 1.0",
+            "--data resumable.Several --data.num_workers 1 --model resumable.Pairs"
+            " --trainer.limit_train_batches 1.0",
             13,
         ),
         ("--model resumable.Logs", 7),
         (
-            "--model resumable.Logs --trainer.accumulate_grad_batches 2 --trainer.log_every_n_steps 2",
+            "--model resumable.Logs --trainer.accumulate_grad_batches 2"
+            " --trainer.log_every_n_steps 2",
             3,
         ),
         ("--model resumable.Manual --callbacks.last_checkpoint.every_n_train_steps 2", 7),

@@ -1,4 +1,4 @@
-"""Each setting works, alone and together with each other one: a named callback off, Lightning's switches, loggers."""
+"""Each setting alone and with each other one: a callback off, Lightning's switches, loggers."""
 
 import csv
 from collections.abc import Iterable, Sequence
@@ -49,9 +49,9 @@ def together() -> list[tuple[str, ...]]:
     Source: the greedy construction of pairwise testing (Cohen and others, AETG, 1997).
     """
     missing = [pair for pair in combinations(SETTINGS, 2) if go_together(pair)]
-    rows = []
+    rows: list[tuple[str, ...]] = []
     while missing:
-        row = missing[0]
+        row: tuple[str, ...] = missing[0]
         for setting in SETTINGS:
             pairs = [tuple(sorted((setting, one), key=SETTINGS.index)) for one in row]
             new = len(set(pairs) & set(missing)) * 2 > len(pairs)
@@ -79,8 +79,8 @@ def expected_files(settings: Iterable[str]) -> set[str]:
 
 
 SHORT = (
-    "fit --config @digits --trainer.max_epochs 1 --trainer.limit_train_batches 2 --trainer.limit_val_batches 1 "
-    "--trainer.log_every_n_steps 1 "
+    "fit --config @digits --trainer.max_epochs 1 --trainer.limit_train_batches 2 "
+    "--trainer.limit_val_batches 1 --trainer.log_every_n_steps 1 "
 )
 
 
@@ -121,9 +121,8 @@ def test_all_callbacks_can_be_off_at_once(command: Commands) -> None:
 
 
 def test_a_link_to_the_last_checkpoint_stays_a_link(command: Commands) -> None:
-    run = command(
-        f"{SHORT} --trainer.logger false --callbacks.checkpoint.save_last link --callbacks.last_checkpoint null"
-    ).run
+    linked = "--callbacks.checkpoint.save_last link --callbacks.last_checkpoint null"
+    run = command(f"{SHORT} --trainer.logger false {linked}").run
     assert run is not None
     assert (run / "checkpoints" / "last.ckpt").is_symlink()
 
@@ -168,8 +167,8 @@ def test_a_flag_changes_one_field_of_a_callback_and_an_overlay_too(
 def test_flags_win_over_files_wherever_they_stand(command: Commands, tmp_path: Path) -> None:
     overlay = tmp_path / "overlay.yaml"
     overlay.write_text("model:\n  init_args:\n    lr: 0.5\n")
-    words = f"--model.lr 0.25 --config @digits --config {overlay} --trainer.fast_dev_run true --print_config"
-    assert "lr: 0.25" in command(f"fit {words}").out
+    words = f"--model.lr 0.25 --config @digits --config {overlay} --trainer.fast_dev_run true"
+    assert "lr: 0.25" in command(f"fit {words} --print_config").out
 
 
 @pytest.mark.parametrize(
@@ -186,7 +185,8 @@ def test_help_is_given_wherever_it_is_asked_for(line: str, command: Commands) ->
 
 
 def test_the_optimizer_and_its_schedule_are_chosen_by_flags(command: Commands) -> None:
-    schedule = "--model.lr_scheduler OneCycleLR --model.lr_scheduler.max_lr 0.4 --model.lr_scheduler.total_steps 100"
+    schedule = "--model.lr_scheduler OneCycleLR --model.lr_scheduler.max_lr 0.4"
+    schedule += " --model.lr_scheduler.total_steps 100"
     run = command(
         f"{SHORT} --trainer.logger false --model.optimizer SGD --model.lr 0.4 {schedule}"
     ).run
@@ -198,7 +198,8 @@ def test_the_optimizer_and_its_schedule_are_chosen_by_flags(command: Commands) -
 
 
 def test_the_loggers_options_are_plain_options(command: Commands) -> None:
-    options = "--trainer.logger.project p --trainer.logger.name n --trainer.logger.tags+ a --trainer.logger.job_type j"
+    options = "--trainer.logger.project p --trainer.logger.name n --trainer.logger.tags+ a"
+    options += " --trainer.logger.job_type j"
     run = command(f"{SHORT} {options} --trainer.logger.log_model true").run
     assert run is not None
     record = recorded(run)
@@ -212,7 +213,8 @@ def test_another_model_and_its_data_need_flags_and_one_overlay_alone(
     overlay = tmp_path / "boring.yaml"
     overlay.write_text(
         "trainer: {max_epochs: 1, limit_train_batches: 2, log_every_n_steps: 1}\n"
-        "callbacks: {checkpoint: {init_args: {monitor: null}}, early_stopping: null, summaries: null}\n"
+        "callbacks: {checkpoint: {init_args: {monitor: null}}, early_stopping: null,"
+        " summaries: null}\n"
     )
     boring = "lightning.pytorch.demos.boring_classes.Boring"
     outcome = command(f"fit --model {boring}Model --data {boring}DataModule --config {overlay}")

@@ -16,7 +16,7 @@ from slurm import NODES, Slurm, missing, until
 from wandb_record import recorded, records
 from wandb_server import WandbServer
 
-# Stays in a step, one for each start of the job, until the test lets it go on.
+# Stays in a step, one for each start of the job, until the test lets the job continue.
 HOLD = """
 import os, time
 from pathlib import Path
@@ -28,7 +28,8 @@ class Hold(Callback):
 
     def on_train_start(self, trainer, pl_module):
         self.start = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
-        print(f"\\nrank {trainer.global_rank} of {trainer.world_size} begins at {trainer.global_step}", flush=True)
+        rank = f"rank {trainer.global_rank} of {trainer.world_size}"
+        print(f"\\n{rank} begins at {trainer.global_step}", flush=True)
 
     def on_train_batch_end(self, trainer, *_):
         if [trainer.global_step] == self.steps[self.start : self.start + 1]:
@@ -128,18 +129,16 @@ def test_a_job_that_is_requeued_in_whatever_way_goes_on_in_the_same_run(cluster:
     with WandbServer() as server:
         head = "--ntasks-per-node 2 --gpus-per-node 2"
         words = f"{FIT} --trainer.max_epochs 5 --trainer.callbacks.steps [12,25]"
-        timed = cluster.submit(
-            "--time 3", SCRIPT, *words.split()
-        )  # SLURM looks after 90 seconds at the latest
+        # SLURM looks after 90 seconds at the latest.
+        timed = cluster.submit("--time 3", SCRIPT, *words.split())
         job = Cluster(cluster.slurm, cluster.project, cluster.env | server.env()).submit(
             head, SCRIPT, *words.split()
         )
         run = cluster.run(f"tests-{job}")
         seconds = {"from submission to step 12": cluster.held(run, 0, 2, job)}
 
-        cluster.slurm(
-            "scancel", "--signal=USR1", job
-        )  # as --signal does: to all of the step, and not to the script
+        # As --signal does: to all of the step, and not to the script.
+        cluster.slurm("scancel", "--signal=USR1", job)
         until(lambda: "stopping " in cluster.screen(job), 10)
         (run / "held-0").touch()
         seconds["from SIGUSR1 to the queue"] = until(
@@ -149,9 +148,8 @@ def test_a_job_that_is_requeued_in_whatever_way_goes_on_in_the_same_run(cluster:
         saved = step(run)
         seconds["to the next start's step 25"] = cluster.held(run, 1, 2, job)
 
-        cluster.slurm(
-            "scontrol", "requeue", job
-        )  # as for a job of higher priority: SIGTERM, later SIGKILL
+        # As for a job of higher priority: SIGTERM, later SIGKILL.
+        cluster.slurm("scontrol", "requeue", job)
         until(lambda: cluster.screen(job).count("stopping ") == 2, 10)
         (run / "held-1").touch()
         cluster.ended(job, "COMPLETED", "0:0")
@@ -236,7 +234,8 @@ def test_jobs_of_one_folder_and_sruns_of_one_allocation_are_runs_of_their_own(
     across = cluster.submit("--nodes 2", SCRIPT, *words.split())
     srun = f"srun --ntasks 2 --exact python main.py fit {words} --trainer.devices 2"
     allocation = ("salloc", "--nodes", "1", "--ntasks", "4", "--cpus-per-task", "1")
-    loop = f"for count in 1 2; do {srun} > srun-$count.out 2>&1 & done; wait -n && wait -n && echo {{$SLURM_JOB_ID}}"
+    loop = f"for count in 1 2; do {srun} > srun-$count.out 2>&1 & done; "
+    loop += "wait -n && wait -n && echo {$SLURM_JOB_ID}"
     printed = cluster.slurm(*allocation, "bash", "-c", loop, cwd=cluster.project, env=cluster.env)
     told = [(cluster.project / f"srun-{count}.out").read_text() for count in (1, 2)]
     (job,) = re.findall(r"{(\d+)}", printed)
@@ -311,10 +310,8 @@ def test_a_command_without_srun_in_a_job_of_several_tasks_is_refused_instead_of_
         monkeypatch.setenv(f"SLURM_{name}", value)
     outcome = command("fit --config @digits --config @debug")
     assert (outcome.code, outcome.run) == (2, None)
-    assert (
-        outcome.err
-        == "error: SLURM: 2 tasks are asked for, of which this is none; begin the command with srun\n"
-    )
+    said = "2 tasks are asked for, of which this is none; begin the command with srun"
+    assert outcome.err == f"error: SLURM: {said}\n"
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Sweeps, by W&B's own commands: a trial trains with exactly what its agent was given, and is a run like any other."""
+"""Sweeps, by W&B's commands: a trial trains with exactly what it was given, and is a normal run."""
 
 import os
 import re
@@ -67,7 +67,7 @@ class Machine:
         return self.server.sweeps[path]
 
     def varied(self, name: str, parameters: Mapping[str, Any], **changes: Any) -> Sweep:
-        """Registers a sweep like the one that is there, but over all combinations of these values."""
+        """Register a sweep like the one that is there, but over all combinations of values."""
         config = yaml.safe_load((self.project / "configs" / "sweep.yaml").read_text())
         given = {
             key: {"values" if isinstance(value, tuple) else "value": value}
@@ -124,7 +124,10 @@ def machine(bake: Bake, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ma
 
 @dataclass(frozen=True)
 class Swept:
-    """The sweep as it stands and one of exact values on two ranks, each after a trial, and the screen of its agent."""
+    """Two sweeps, each after a trial, and the screen of their agents.
+
+    The sweep as it stands, and one of exact values on two ranks.
+    """
 
     sweep: Sweep
     exact: Sweep
@@ -238,9 +241,8 @@ def test_a_trial_that_was_killed_goes_on_in_its_run_and_its_sweep(
         agent.kill()
     os.kill(trial, signal.SIGKILL)
     ended(agent, -signal.SIGKILL if whole else 0)
-    epochs = (
-        torch.load(last, weights_only=True)["epoch"] + 10
-    )  # W&B may have some that came after it: they are short
+    # W&B may have some that came after it: they are short.
+    epochs = torch.load(last, weights_only=True)["epoch"] + 10
     screen = machine("main.py", "fit", "--resume", run.id, "--trainer.max_epochs", str(epochs))
     assert run.id in screen
     assert (machine.server.runs[run.id], run.sweep, run.state) == (run, sweep.id, "finished")

@@ -1,4 +1,4 @@
-"""`main.py sync` brings W&B, from a run's folder alone, exactly what a run that was never disturbed leaves there."""
+"""`main.py sync` brings W&B, from a run's folder alone, what an undisturbed run leaves there."""
 
 import os
 import re
@@ -20,7 +20,10 @@ from wandb_record import records
 from wandb_server import Run as Sent
 from wandb_server import WandbServer
 
-FIT = "fit --config @digits --trainer.max_epochs 2 --trainer.log_every_n_steps 1 --trainer.logger.log_model all"
+FIT = (
+    "fit --config @digits --trainer.max_epochs 2 --trainer.log_every_n_steps 1"
+    " --trainer.logger.log_model all"
+)
 OFFLINE = "--trainer.logger.offline true"
 
 
@@ -33,7 +36,7 @@ def trained(command: Commands, line: str) -> Path:
 
 
 class Tables(Callback):
-    """Has a model log an artifact of its own."""
+    """Make a model log a table as an artifact."""
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(trainer.loggers[0], WandbLogger)
@@ -84,8 +87,8 @@ def synced(command: Commands, *runs: Path, code: int = 0) -> Outcome:
 def test_an_offline_run_on_another_machine_becomes_what_an_online_run_is_and_stays_it(
     online: WandbServer, command: Commands, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tables = types.ModuleType("tables")
-    tables.Tables = type("Tables", (Tables,), {"__module__": "tables"})  # type: ignore[attr-defined]
+    tables: Any = types.ModuleType("tables")
+    tables.Tables = type("Tables", (Tables,), {"__module__": "tables"})
     sys.modules["tables"] = tables
     fit = f"{FIT} --trainer.callbacks+ tables.Tables"
     undisturbed, offline = trained(command, fit), trained(command, f"{fit} {OFFLINE}")
@@ -114,9 +117,8 @@ def test_the_starts_of_a_resumed_run_are_sent_in_their_order(
 ) -> None:
     run = trained(command, f"{FIT} {OFFLINE}")
     trained(command, f"fit --resume {run.name} --trainer.max_epochs 3")
-    trained(
-        command, f"fit --resume {run.name} --trainer.max_epochs 4 --model.lr 1.0"
-    )  # no longer gets better
+    no_better = f"fit --resume {run.name} --trainer.max_epochs 4 --model.lr 1.0"
+    trained(command, no_better)
     synced(command, run)
     sent = online.runs[run.name]
     assert [row["_step"] for row in sent.history] == list(range(rows(run)))
@@ -174,7 +176,7 @@ def test_whatever_part_of_a_run_wandb_has_it_gets_the_rest(
 
 
 def start(command: Commands, *words: str) -> subprocess.Popen[bytes]:
-    """A command in a process of its own."""
+    """Start a command in another process."""
     line = [sys.executable, "main.py", *words]
     return subprocess.Popen(
         line, cwd=command.project, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
@@ -233,10 +235,8 @@ def test_what_cannot_be_sent_is_listed_and_ends_with_1(
         assert re.search(r"left +\S+: \d checkpoints", synced(command, run, code=1).out)
     (run / "uploads" / "1-best.ckpt").write_bytes(b"broken")
     out = command(f"sync {run}").out
-    assert re.search(
-        r"warning: \S+1-best.ckpt: not a checkpoint that can be read .*\nleft +\S+: 1 checkpoints\n",
-        out,
-    )
+    broken = r"warning: \S+1-best.ckpt: not a checkpoint that can be read "
+    assert re.search(rf"{broken}.*\nleft +\S+: 1 checkpoints\n", out)
     (run / "uploads" / "1-best.ckpt").unlink()
     synced(command, run)
     assert online.runs[run.name].summary["_step"] == rows(run) - 1

@@ -1,4 +1,4 @@
-"""The main job as a person does it: `python main.py fit`, and what is on the screen, on disk and in W&B's record."""
+"""The main job as a person does it: `python main.py fit`; its screen, files and record in W&B."""
 
 import csv
 import os
@@ -19,11 +19,13 @@ from wandb_record import Recorded, recorded
 
 Person = Callable[..., str]
 
-SCREEN = r"""
+# What W&B's first line offers.
+HINTS = r"to see this run: wandb leet .+; to send it later: python .+ sync .+"
+SCREEN = rf"""
 run      .+
 model    Classifier, 21,386 parameters
 device   CPU
-W&B      offline \(no key; to log in: wandb login\); to see this run: wandb leet .+; to send it later: python .+ sync .+
+W&B      offline \(no key; to log in: wandb login\); {HINTS}
 (epoch \d+ +step \d+ +lr-AdamW 0.002  train/loss \S+  val/acc \S+  val/loss \S+
 )+(stopped  after epoch \d+: val/acc no longer gets better
 )?best     val/acc \S+  val/loss \S+  epoch \d+
@@ -35,7 +37,7 @@ test     python .*main.py'? test --ckpt_path \S+
 
 @pytest.fixture(scope="module")
 def person(tmp_path_factory: pytest.TempPathFactory) -> Person:
-    """Types a command, in a home of its own, and reads the screen."""
+    """Type a command, in a home without earlier runs, and read the screen."""
     home = tmp_path_factory.mktemp("home")
     kept = {name: value for name, value in os.environ.items() if not FOREIGN.match(name)}
     environment = kept | {"HOME": str(home), "WANDB_BASE_URL": "http://127.0.0.1:9"}
@@ -76,7 +78,7 @@ class Trained:
 
 @pytest.fixture(scope="module")
 def trained(bake: Bake, tmp_path_factory: pytest.TempPathFactory, person: Person) -> Trained:
-    """The example, trained in a project under an odd name, from a folder elsewhere that has a space in its name."""
+    """The example, in a project under an odd name, from another folder with a space in its name."""
     away = tmp_path_factory.mktemp("some where")
     project = bake(
         away, project_name="Émile's 3rd “Ente”", package_name="ente3", wandb_project='a "b" {c}'
@@ -198,9 +200,8 @@ def test_two_devices_train_by_ddp_in_one_run(trained: Trained, person: Person) -
     assert record.config["trainer"]["devices"] == "2"
     assert "\nbatch    128 samples a step, 2 batches of 64\n" in screen
     assert record.config["run"]["batch_size"] == 128
-    assert (
-        sum("test/acc" in row for row in record.history) == 1
-    )  # of `--test_after_fit`, in the same run
+    # Of `--test_after_fit`, in the same run.
+    assert sum("test/acc" in row for row in record.history) == 1
     assert (folder / "checkpoints" / "last.ckpt").exists()
 
 
@@ -214,11 +215,13 @@ os.sched_getaffinity = lambda pid: set(range(16))  # enough cores for Lightning 
 from main import main
 from ente3.engine import session
 session.silence_libraries = lambda: warnings.simplefilter("always")
-fit = ["fit", "--config", "configs/digits.yaml", "--trainer.logger", "false", "--trainer.max_epochs", "1"]
+fit = ["fit", "--config", "configs/digits.yaml", "--trainer.logger", "false"]
+fit += ["--trainer.max_epochs", "1"]
 main(fit)
 main([*fit, "--trainer.barebones", "true"])
 main(["test", "--ckpt_path", sys.argv[1], "--trainer.logger", "false"])
-main(["fit", "--resume", sys.argv[1], "--trainer.limit_train_batches", "1", "--trainer.max_epochs", "21"])
+resumed = ["fit", "--resume", sys.argv[1], "--trainer.limit_train_batches", "1"]
+main([*resumed, "--trainer.max_epochs", "21"])
 main([*fit[:-1], "22", "--ckpt_path", sys.argv[1] + ":last", "--trainer.limit_train_batches", "1"])
 os.environ["WANDB_RUN_ID"] = "within-an-epoch"
 main([*fit, "--trainer.val_check_interval", "12"])
@@ -232,7 +235,7 @@ except SystemExit:  # there is none
 
 
 def test_each_silenced_message_would_still_be_shown(trained: Trained, person: Person) -> None:
-    """When this fails, a library has mended its ways: take the entry out of the tables in engine/session.py."""
+    """When this fails, a library has changed: take its entry out of engine/session.py's tables."""
     screen = person("-c", SILENCED, trained.folder.name, cwd=trained.project)
     for message in (
         "`isinstance(treespec, LeafSpec)` is deprecated",

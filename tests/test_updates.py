@@ -1,4 +1,4 @@
-"""What `cruft update` does to a project that a team has changed: ours arrives, theirs stays, nothing is rejected."""
+"""What `cruft update` does to a project that a team changed: ours arrives, theirs stays."""
 
 import json
 import re
@@ -67,7 +67,7 @@ def change_as_a_team_does(project: Path) -> None:
     edit(package / "model.py", ("dropout: float = 0.25", "dropout: float = 0.2"))
     network = (package / "network.py").read_text()
     (package / "network.py").write_text(
-        f'"""All of it written anew."""\n{network.partition(chr(10))[2]}'
+        f'"""All of it written by the team."""\n{network.partition(chr(10))[2]}'
     )
     edit(project / "configs/digits.yaml", ("batch_size: 64", "batch_size: 48"))
     edit(project / "configs/defaults.yaml", ("patience: 10", "patience: 12"))

@@ -1,4 +1,4 @@
-"""What a team writes works as in plain Lightning: no name of theirs is mistaken for a typo, no call of theirs fails."""
+"""What a team writes works as in plain Lightning: no right name is refused, no call fails."""
 
 import csv
 import re
@@ -58,8 +58,14 @@ class Sized(BoringModel):
         self.save_hyperparameters()
         assert num_classes == 5
 """
-NOTHING_WATCHED = "--callbacks.checkpoint.monitor null --callbacks.early_stopping null --callbacks.summaries null "
-BORING = " --data lightning.pytorch.demos.boring_classes.BoringDataModule --trainer.limit_train_batches 2 "
+NOTHING_WATCHED = (
+    "--callbacks.checkpoint.monitor null --callbacks.early_stopping null "
+    "--callbacks.summaries null "
+)
+BORING = (
+    " --data lightning.pytorch.demos.boring_classes.BoringDataModule "
+    "--trainer.limit_train_batches 2 "
+)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -72,7 +78,8 @@ def theirs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 def fit(command: Commands, model: str, words: str = "", epochs: int = 2) -> Outcome:
-    base = f"fit --model theirs.{model}{BORING}--trainer.log_every_n_steps 1 --trainer.max_epochs {epochs} "
+    base = f"fit --model theirs.{model}{BORING}--trainer.log_every_n_steps 1 "
+    base += f"--trainer.max_epochs {epochs} "
     outcome = command(
         base + NOTHING_WATCHED + words + ("" if "logger" in words else " --trainer.logger false")
     )
@@ -153,8 +160,8 @@ def test_an_argument_that_data_usually_gives_can_be_given_and_is_kept(command: C
     ],
 )
 def test_a_callback_may_be_given_alone_or_in_a_list(callback: str, command: Commands) -> None:
-    line = f"fit --model theirs.StageLast{BORING}--trainer.logger false --trainer.max_epochs 1 {NOTHING_WATCHED}"
-    words = [*line.split(), "--trainer.log_every_n_steps", "1"]
+    line = f"fit --model theirs.StageLast{BORING}--trainer.logger false --trainer.max_epochs 1"
+    words = [*f"{line} {NOTHING_WATCHED}".split(), "--trainer.log_every_n_steps", "1"]
     outcome = command([*words, "--trainer.callbacks", callback])
     assert (outcome.code, outcome.error, outcome.err) == (0, None, "")
 

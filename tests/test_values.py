@@ -22,8 +22,9 @@ FILES = {
     """,
 }
 JSON = '\'{"model": {"class_path": "Classifier", "init_args": {"lr": 0.7}}}\''
-# The verb, the files, the flags; then an option, its value, and what gave it that value. The checkpoint has
-# model.lr 0.003 and model.dropout 0.3; the run that it lies in has data.batch_size 32 as well.
+# The verb, the files, the flags; then an option, its value, and what gave it that value. The
+# checkpoint has model.lr 0.003 and model.dropout 0.3; the run that it lies in has
+# data.batch_size 32 as well.
 ROWS = [
     ("fit", "a.yaml", "", "seed_everything", 42, "defaults.yaml"),
     ("fit", "a.yaml", "--seed_everything 7", "seed_everything", 7, "--seed_everything"),
@@ -112,7 +113,8 @@ ROWS = [
 
 @pytest.fixture(scope="module")
 def trained(command: Commands) -> Path:
-    brief = "--trainer.logger false --trainer.max_epochs 1 --trainer.limit_train_batches 2 --trainer.log_every_n_steps 1"
+    brief = "--trainer.logger false --trainer.max_epochs 1 --trainer.limit_train_batches 2"
+    brief += " --trainer.log_every_n_steps 1"
     run = command(
         f"fit --config @digits {brief} --model.lr 0.003 --model.dropout 0.3 --data.batch_size 32"
     ).run

@@ -1,4 +1,4 @@
-"""Another task in place of the example, as docs/own.md does it: what its project's README lists is all that changes."""
+"""Another task in place of the example, as docs/own.md does it: only the listed files change."""
 
 import csv
 import re
@@ -15,7 +15,7 @@ OWN = "## Your own data and model\n"
 
 
 def files_that_are_yours(readme: str) -> set[str]:
-    """Those in the first column of the table, of which some stand without the folder of the one before."""
+    """Return those in the first column of the table; some stand without their folder."""
     table = readme.partition(OWN)[2].partition("\n## ")[0]
     cells = [
         re.findall(r"`([^`]+)`", row) for row in re.findall(r"^\| (`.*?) \|", table, re.MULTILINE)
@@ -42,7 +42,9 @@ def test_the_steps_lead_from_the_example_to_another_task_that_passes_all_checks(
                     "bash", "-c", f"{line} {f'BIN={BIN}' * line.startswith('make')}", cwd=project
                 )
         else:
-            name, content = re.fullmatch(r"# (\S+)\n(.*)", block, re.DOTALL).groups()  # type: ignore[union-attr]
+            named = re.fullmatch(r"# (\S+)\n(.*)", block, re.DOTALL)
+            assert named, block
+            name, content = named.groups()
             (project / name).write_text(content, encoding="utf-8")
     assert {"make train", "make test", "make check"} <= printed.keys()
 

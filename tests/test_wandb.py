@@ -1,4 +1,4 @@
-"""The record in W&B: what its server received from a project's own commands, and what is read back from it."""
+"""The record in W&B: what its server received from a project's commands, and what is read back."""
 
 import json
 import re
@@ -46,8 +46,10 @@ class Snippets(Classifier):
 
     def on_validation_epoch_end(self):
         if not self.trainer.sanity_checking:
-            images = [torch.full((1, 8, 8), shade, dtype=torch.uint8) for shade in (0, 100 + self.global_step)]
-            self.logger.log_image(key="samples", images=images, caption=["tree", "person"], step=self.global_step)
+            shades = (0, 100 + self.global_step)
+            images = [torch.full((1, 8, 8), shade, dtype=torch.uint8) for shade in shades]
+            captions = ["tree", "person"]
+            self.logger.log_image("samples", images, caption=captions, step=self.global_step)
             self.logger.log_text(key="texts", columns=["a"], data=[["b"]], step=self.global_step)
             self.logger.log_table(key="table", columns=["a"], data=[[1]], step=self.global_step)
 """
@@ -124,9 +126,8 @@ class Trained:
 @pytest.fixture(scope="module")
 def trained(machine: Machine) -> Trained:
     """One run of the main job, sent as it trained, with every checkpoint."""
-    screen = machine(
-        "main.py fit --config configs/digits.yaml --trainer.max_epochs 3 --trainer.logger.log_model all"
-    )
+    line = "main.py fit --config configs/digits.yaml --trainer.max_epochs 3"
+    screen = machine(f"{line} --trainer.logger.log_model all")
     folder = machine.project / "runs" / re.findall(r"run +runs/(\S+)\n", screen)[0]
     return Trained(folder, screen, machine.server.runs[folder.name])
 
@@ -254,7 +255,8 @@ def test_the_guides_way_to_a_model_works_in_a_fresh_interpreter(
         "from odd_duck.model import Classifier;"
         f"reference = 'team/Odd.Duck/model-{trained.folder.name}:best';"
         "folder = WandbLogger.download_artifact(reference, artifact_type='model');"
-        "model = Classifier.load_from_checkpoint(Path(folder) / 'model.ckpt'); print(type(model).__name__)"
+        "model = Classifier.load_from_checkpoint(Path(folder) / 'model.ckpt');"
+        "print(type(model).__name__)"
     )
     assert machine(f"-c {shlex.quote(script)}").endswith("Classifier\n")
     script = "from odd_duck.engine import load; import sys; print(type(load(sys.argv[1])).__name__)"
@@ -297,7 +299,8 @@ def test_a_reference_to_wandb_is_fetched_once_and_recorded_as_used(
 def test_a_reference_that_leads_nowhere_is_one_line_and_leaves_nothing(
     trained: Trained, machine: Machine
 ) -> None:
-    script = "import wandb; run = wandb.init(project='Odd.Duck', id='data'); a = wandb.Artifact('rows', 'dataset');"
+    script = "import wandb; run = wandb.init(project='Odd.Duck', id='data');"
+    script += "a = wandb.Artifact('rows', 'dataset');"
     script += "a.add_file('README.md'); run.log_artifact(a).wait(); run.finish()"
     machine(f"-c {shlex.quote(script)}")
     model = f"team/Odd.Duck/model-{trained.folder.name}"
@@ -341,9 +344,8 @@ def test_the_guides_snippets_work_in_a_model(devices: int, machine: Machine) -> 
     line = (
         "main.py fit --config configs/digits.yaml --config overlay.yaml --model snippets.Snippets"
     )
-    machine(
-        f"{line}{BRIEF} --trainer.accelerator cpu --trainer.devices {devices} --trainer.logger.name {name}"
-    )
+    flags = f"--trainer.accelerator cpu --trainer.devices {devices} --trainer.logger.name {name}"
+    machine(f"{line}{BRIEF} {flags}")
     run = next(run for run in machine.server.runs.values() if run.name == name)
     assert (run.state, run.exit_code) == ("finished", 0)
     assert (run.config["from_the_model"], run.config["extra"], run.config["single"]) == (
@@ -385,7 +387,8 @@ def test_no_secret_is_written_down(machine: Machine) -> None:
     }
     overlay = machine.project / "secrets.yaml"
     overlay.write_text(yaml.safe_dump({"model": model, "data": data}))
-    line = f"main.py fit --config secrets.yaml --trainer.logger.name secretive --trainer.logger.log_model true{BRIEF}"
+    line = "main.py fit --config secrets.yaml --trainer.logger.name secretive"
+    line += f" --trainer.logger.log_model true{BRIEF}"
     machine(line)
     run = next(run for run in machine.server.runs.values() if run.name == "secretive")
     hidden = run.config["data"]["init_args"]
@@ -408,8 +411,8 @@ def test_no_secret_is_written_down(machine: Machine) -> None:
     assert re.fullmatch(
         r"error: (model.hub_token|data.options.api_key): expected the secret, .*\n", refused
     )
-    flags = f"main.py fit --config secrets.yaml --model.hub_token={SECRET} --model.hub_token {SECRET}{BRIEF}"
-    machine(f"{flags} --trainer.logger.name again")
+    flags = f"--model.hub_token={SECRET} --model.hub_token {SECRET}{BRIEF}"
+    machine(f"main.py fit --config secrets.yaml {flags} --trainer.logger.name again")
     again = next(run for run in machine.server.runs.values() if run.name == "again")
     assert "--model.hub_token *** --model.hub_token *** " in again.config["run"]["command"].replace(
         "'", ""
@@ -526,9 +529,8 @@ def test_no_step_waits_for_wandb_and_what_it_did_not_answer_arrives_later(
     )
     assert (outcome.code, outcome.err) == (0, ""), outcome
     assert outcome.run is not None
-    assert (
-        began[1] - began[0] < 15
-    )  # the client alone waits 19 s for an answer, for each checkpoint
+    # The client alone waits 19 s for an answer, for each checkpoint.
+    assert began[1] - began[0] < 15
     assert [artifact.metadata["step"] for _, artifact in versions(online, outcome.run.name)] == [
         19,
         38,

@@ -1,4 +1,4 @@
-"""The server as the unmodified client finds it, each client in a process of its own."""
+"""The server as the unmodified client finds it, each client in a separate process."""
 
 import json
 import os
@@ -17,8 +17,9 @@ from wandb_server import WandbServer, draws
 TRAINING = """
 import wandb
 settings = wandb.Settings(save_code=True)
-with wandb.init(project="p", id="r1", name="first", group="g", job_type="train", tags=["a", "b"], notes="n",
-                config={"lr": 0.1, "net": {"depth": 2}}, settings=settings) as run:
+options = {"name": "first", "group": "g", "job_type": "train", "tags": ["a", "b"], "notes": "n",
+           "config": {"lr": 0.1, "net": {"depth": 2}}, "settings": settings}
+with wandb.init(project="p", id="r1", **options) as run:
     run.define_metric("epoch", hidden=True)
     run.define_metric("val/*", step_metric="epoch")
     run.define_metric("acc", summary="max", step_metric="epoch")
@@ -58,8 +59,10 @@ import wandb
 from pathlib import Path
 from lightning.pytorch.loggers import WandbLogger
 api = wandb.Api()
-(run,) = api.runs("team/p", filters={"config.lr": 0.1, "state": "finished"}, order="-summary_metrics.loss")
-assert not list(api.runs("team/p", filters={"$or": [{"state": "failed"}, {"summary_metrics.loss": {"$gt": 1}}]}))
+filters = {"config.lr": 0.1, "state": "finished"}
+(run,) = api.runs("team/p", filters=filters, order="-summary_metrics.loss")
+none = {"$or": [{"state": "failed"}, {"summary_metrics.loss": {"$gt": 1}}]}
+assert not list(api.runs("team/p", filters=none))
 assert run.id == "r1" and run.config == {"lr": 0.1, "net": {"depth": 2}, "late": True}
 run = api.run("team/p/r1")
 assert run.summary["answer"] == 42 and run.summary["acc"]["max"] == 0.9 and run.lastHistoryStep == 4
@@ -71,7 +74,8 @@ assert {file.name for file in run.files()} >= {"config.yaml", "wandb-metadata.js
 assert run.metadata["python"]
 assert {one.name for one in run.logged_artifacts()} == {"model:v0", "model:v1", "data:v0"}
 assert [one.name for one in api.artifacts("model", "team/p/model")] == ["model:v1", "model:v0"]
-assert [one.name for one in api.artifact_type("model", "team/p").collections()] == ["model", "portfolio"]
+collections = api.artifact_type("model", "team/p").collections()
+assert [one.name for one in collections] == ["model", "portfolio"]
 assert {one.name for one in api.artifact_types("team/p")} == {"dataset", "model"}
 assert [one.name for one in api.projects("team")] == ["p"]
 assert set(api.artifact_collection("model", "team/p/model").aliases) == {"again", "best", "latest"}
@@ -79,7 +83,8 @@ assert api.artifact("team/p/model:v0").description == "the first"
 assert api.artifact_exists("team/p/model:best") and not api.artifact_exists("team/p/model:v7")
 (weights,) = Path(api.artifact("team/p/model:again").download()).iterdir()
 assert weights.read_bytes() == b"w" * 1000
-assert Path(api.artifact("team/p/data:v0").get_entry("rows.txt").download()).read_text() == "1\\n2\\n"
+downloaded = api.artifact("team/p/data:v0").get_entry("rows.txt").download()
+assert Path(downloaded).read_text() == "1\\n2\\n"
 registered = api.artifact("wandb-registry-model/Collection:production")
 assert registered.is_link and registered.source_name == "model:v1"
 assert api.artifact("team/p/portfolio:linked").logged_by().id == "r1"
@@ -91,7 +96,8 @@ with wandb.init(project="p", id="r2", job_type="test") as second:
     assert used.version == "v1" and used.metadata == {"score": 2}
     assert [str(path.relative_to(used.download())) for path in Path(used.download()).rglob("*.bin")]
     second.use_artifact(api.artifact("team/p/data:latest"))
-    assert Path(WandbLogger.download_artifact("team/p/data:v0"), "rows.txt").read_text() == "1\\n2\\n"
+    downloaded = WandbLogger.download_artifact("team/p/data:v0")
+    assert Path(downloaded, "rows.txt").read_text() == "1\\n2\\n"
     assert [one.id for one in used.used_by()] == ["r2"]
     used.aliases.append("tested")
     used.tags.append("checked")
@@ -158,7 +164,8 @@ with wandb.init(project="p", id="away", mode="offline") as run:
 STREAMING = """
 import wandb
 fast = {"x_file_stream_transmit_interval": 1, "x_file_stream_retry_wait_min_seconds": 1,
-        "x_file_stream_retry_wait_max_seconds": 1, "x_file_stream_timeout_seconds": 1, "x_stats_sampling_interval": 0.5}
+        "x_file_stream_retry_wait_max_seconds": 1, "x_file_stream_timeout_seconds": 1,
+        "x_stats_sampling_interval": 0.5}
 with wandb.init(project="p", id="streaming", settings=wandb.Settings(**fast)) as run:
     for value in map(float, iter(input, "end")):
         run.log({"value": value})
@@ -207,8 +214,8 @@ class Model(LightningModule):
 loader = torch.utils.data.DataLoader(torch.ones(4, 1))
 logger = WandbLogger(project="p", id="lightning", log_model="all")
 checkpoints = ModelCheckpoint(monitor="acc", mode="max", save_top_k=-1)
-trainer = Trainer(max_epochs=2, logger=logger, callbacks=[checkpoints], accelerator="cpu", log_every_n_steps=1,
-                  enable_progress_bar=False, enable_model_summary=False)
+trainer = Trainer(max_epochs=2, logger=logger, callbacks=[checkpoints], accelerator="cpu",
+                  log_every_n_steps=1, enable_progress_bar=False, enable_model_summary=False)
 trainer.fit(Model(), loader, loader)
 """
 
@@ -222,7 +229,7 @@ class Client:
         for name in ("HOME", "WANDB_CACHE_DIR", "WANDB_DATA_DIR", "WANDB_CONFIG_DIR"):
             kept[name] = str(place / name)
             Path(kept[name]).mkdir(exist_ok=True)
-        # Short: where the name of a socket in TMPDIR gets too long, the client sends no system metrics.
+        # Short: where a socket's name in TMPDIR gets too long, the client sends no system metrics.
         kept["TMPDIR"] = temporary
         self.env = (
             kept
@@ -554,7 +561,8 @@ def test_faults(wandb_server: WandbServer) -> None:
         ("query Fortune { fortune }", "Fortune: Query.fortune"),
         ("query { viewer { entity ...Of } } fragment Of on User { fortune }", "User.fortune"),
         (
-            'mutation M { createAgent(input: {host: "h", sweep: "s", fortune: 1}) { agent { id } } }',
+            'mutation M { createAgent(input: {host: "h", sweep: "s", fortune: 1})'
+            " { agent { id } } }",
             "fortune",
         ),
         ("{ viewer }", "no fields"),
@@ -590,5 +598,6 @@ def test_random_draws() -> None:
 
 
 def test_what_is_left_out_is_not_asked_for(wandb_server: WandbServer) -> None:
-    query = "query Q($no: Boolean = false) { viewer { entity fortune @include(if: $no) ... on Team { fortune } } }"
+    query = "query Q($no: Boolean = false)"
+    query += " { viewer { entity fortune @include(if: $no) ... on Team { fortune } } }"
     assert post(wandb_server, query)[0] == 200

@@ -1,4 +1,4 @@
-"""Whichever way one comes to a project, it is the same; and nothing of the template needs a system of its own."""
+"""All ways to a project give the same one, and the template needs no particular system."""
 
 import ast
 import json
@@ -18,7 +18,7 @@ NO_TEXT = {".png"}
 
 @dataclass(frozen=True)
 class Released:
-    """The template as it is released, a tag `v1` with a newer commit behind it: as a repository and as a zip."""
+    """The template as released: a tag `v1` with a newer commit, as a repository and as a zip."""
 
     url: str
     archive: Path
@@ -38,7 +38,7 @@ def released(git: Run, tmp_path: Path) -> Released:
 
 @pytest.fixture
 def first(run: Run, tmp_path: Path) -> Bake:
-    """Runs a command of Python in a home in which nothing was baked before, and gives the project that it made."""
+    """Run a command of Python in a fresh home, and return the project that it made."""
 
     def first(*words: str | Path, stdin: str = "") -> Path:
         command = shlex.join(map(str, (sys.executable, *words)))

@@ -1,6 +1,7 @@
-"""Reads what W&B's client recorded of a run: records of LevelDB's log format, each a `Record` of W&B's protocol.
+"""Read what W&B's client recorded of a run: records of LevelDB's log format, each a `Record`.
 
-The format: https://github.com/google/leveldb/blob/main/doc/log_format.md, after seven bytes of W&B's own.
+The format: https://github.com/google/leveldb/blob/main/doc/log_format.md, after seven bytes that
+W&B puts before it.
 """
 
 import json

@@ -1,14 +1,16 @@
-"""A W&B server for tests, on the loopback interface only: the unmodified client (0.31) logs to it as in online mode.
+"""A W&B server for tests, on loopback only: the unmodified client (0.31) logs to it as if online.
 
-Modelled: runs (start, resume, file stream, files, the stop button), artifacts (types, versions, deduplication by
-digest, aliases, links to portfolios and to the registry, deletion), the public API's reading of both, sweeps (grid;
-random and bayes draw at random) and faults. GraphQL documents are parsed and resolved field by field, and all that the
-client sends without being modelled here (an operation, a field, an argument, a path) is answered with an error
-and kept in `unknown`, for which `check` fails: nothing passes by accident.
+Modelled: runs (start, resume, file stream, files, the stop button), artifacts (types, versions,
+deduplication by digest, aliases, links to portfolios and to the registry, deletion), the public
+API's reading of both, sweeps (grid; random and bayes draw at random) and faults. GraphQL documents
+are parsed and resolved field by field. All that the client sends without being modelled here (an
+operation, a field, an argument, a path) is answered with an error and kept in `unknown`, for which
+`check` fails: nothing passes by accident.
 
-Not modelled: users and rights beyond one key and one entity, multipart uploads (files of 2 GiB and more), incremental
-manifests, parquet exports of the history, fork and rewind, early termination of sweeps, launch, reports, automations,
-alerts, lists of registries, expiry of artifacts, and runs that turn "crashed" when their heartbeats cease.
+Not modelled: users and rights beyond one key and one entity, multipart uploads (files of 2 GiB and
+more), incremental manifests, parquet exports of the history, fork and rewind, early termination of
+sweeps, launch, reports, automations, alerts, lists of registries, expiry of artifacts, and runs
+that turn "crashed" when their heartbeats cease.
 """
 
 import base64
@@ -159,7 +161,7 @@ class Run:
 
     @property
     def metrics(self) -> dict[str, Metric]:
-        """The defined metrics, which the configuration holds under the numbers of the protocol's fields."""
+        """The defined metrics, which the configuration holds under the protocol's field numbers."""
         defined: list[dict[str, Any]] = self.internal.get("m", [])
         metrics = {}
         for item in defined:
@@ -300,7 +302,7 @@ class Sweep:
         return cap
 
     def commands(self, running: dict[str, bool]) -> list[dict[str, Any]]:
-        """What an agent is to do: one run at a time, and `exit` only when none goes on, for it would kill it."""
+        """What an agent is to do: one run at a time; `exit` only if none runs, as it kills them."""
         if running:
             return [{"type": "stop", "run_id": run} for run in running if self.state == "CANCELED"]
         if self.state == "PAUSED":
@@ -496,7 +498,7 @@ def matches(item: Run | Artifact, filters: dict[str, Any]) -> bool:
 
 
 def selected(items: list[Any], filters: str, order: str = "") -> list[Any]:
-    """The items that a filter takes, in order; those without the value that orders them come last."""
+    """Return the items that a filter takes, in order; last those without the value to order by."""
     chosen = [item for item in items if matches(item, json.loads(filters))]
     if not order:
         return chosen
@@ -656,7 +658,8 @@ class Nodes:
                 ]
             )
 
-        names = "id=node name=id displayName=name description notes tags group jobType=job_type commit state"
+        names = "id=node name=id displayName=name description notes tags group jobType=job_type"
+        names += " commit state"
         return Node(
             "Run",
             **taken(run, f"{names} exitcode=exit_code stopped=stopping shouldStop=stopping"),
@@ -824,7 +827,8 @@ class Nodes:
             "Sweep",
             **taken(
                 sweep,
-                "id=node name=id displayName=name state config=text createdAt=created updatedAt=created",
+                "id=node name=id displayName=name state config=text"
+                " createdAt=created updatedAt=created",
             ),
             bestLoss=None,
             heartbeatAt=None,
@@ -903,9 +907,8 @@ class Mutations(Nodes):
                 json.loads(value) if given in ("config", "summaryMetrics") else value,
             )
         node = self._run(run)
-        node.fields["historyLineCount"] = (
-            None  # or the client would go on there, though it does not resume
-        )
+        # With a number the client would resume there, although it was not asked to.
+        node.fields["historyLineCount"] = None
         return Node("UpsertBucketPayload", bucket=node, inserted=inserted)
 
     def createRunFiles(
@@ -920,7 +923,7 @@ class Mutations(Nodes):
         return Node("StopRunPayload", success=True)
 
     @ignoring("clientID", "sequenceClientID", "digestAlgorithm")
-    def createArtifact(
+    def createArtifact(  # noqa: PLR0913  # the names are those of the fields of the API's input
         self,
         artifactTypeName: str,
         digest: str,
@@ -1136,7 +1139,7 @@ def resolvers(root: Nodes) -> dict[str, Callable[..., Any]]:
 
 
 def streamed(run: Run, body: dict[str, Any]) -> None:
-    """Takes a message of the file stream: lines of files at their offsets, heartbeats and the end of the run."""
+    """Take a message of the file stream: lines of files at their offsets, heartbeats, the end."""
     if unknown := body.keys() - {
         "files",
         "complete",
@@ -1188,7 +1191,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Fault:
-    """How the server fails, and for what: `only` is "graphql", "file_stream", "storage" or "all"."""
+    """How the server fails, and for what: `only` is graphql, file_stream, storage or all."""
 
     kind: str
     only: str = "all"
@@ -1241,7 +1244,8 @@ class Handler(BaseHTTPRequestHandler):
         except Refused as refusal:
             status, body = refusal.status, text({"errors": [{"message": str(refusal)}]}).encode()
         except Exception as error:  # a resolver that fails has not understood the client either
-            problem = f"{self.operation or self.path}: {error if isinstance(error, Unknown) else repr(error)}"
+            said = error if isinstance(error, Unknown) else repr(error)
+            problem = f"{self.operation or self.path}: {said}"
             owner.unknown.append(problem)
             status, body = 400, text({"errors": [{"message": problem}]}).encode()
         owner.log(self.command, path, self.operation, status)
@@ -1349,7 +1353,7 @@ class Listener(ThreadingHTTPServer):
         super().shutdown_request(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Nothing on the console when the client goes away; `unknown` has what an answer failed at."""
+        """Print nothing when the client goes away; `unknown` has what an answer failed at."""
 
     def close(self) -> None:
         """Stops listening and ends the connections."""
@@ -1361,7 +1365,7 @@ class Listener(ThreadingHTTPServer):
 
 
 class WandbServer:
-    """Serves while its context lasts; `check` at the end tells of all that the server does not model."""
+    """A server while its context lasts; `check` at the end tells of all that is not modelled."""
 
     def __init__(self) -> None:
         self.key = secrets.token_hex(20)
@@ -1405,7 +1409,7 @@ class WandbServer:
             self.changed.notify_all()
 
     def fail(self, kind: str, only: str = "all") -> None:
-        """Fails from now on: "refuse" connections, answer "503", "401", ..., "hang", or "cut" downloads short."""
+        """Fail from now on: "refuse" connections, answer "503", "401", ..., "hang", or "cut"."""
         fault = Fault(kind, only)
         self.recover()
         if kind == "refuse":
@@ -1483,7 +1487,8 @@ class WandbServer:
             }
 
     def _dumped_run(self, run: Run) -> dict[str, Any]:
-        names = "entity project id name group job_type tags notes state exit_code program host commit remote sweep"
+        names = "entity project id name group job_type tags notes state exit_code program host"
+        names += " commit remote sweep"
         plain = {
             name: getattr(run, name)
             for name in f"{names} config history events output summary".split()

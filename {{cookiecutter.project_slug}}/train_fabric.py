@@ -1,6 +1,8 @@
-"""The training of `main.py fit` as a loop of your own: `python train_fabric.py --config configs/fabric.yaml`.
+"""The training of `main.py fit` as a loop to change as you like.
 
-Change it as you like. The command line, the run's folder and W&B are those of `main.py`, which tests what comes out.
+    python train_fabric.py --config configs/fabric.yaml
+
+The command line, the run's folder and W&B are those of `main.py`, which tests what comes out.
 """
 
 from typing import Any
@@ -16,15 +18,15 @@ from {{ cookiecutter.package_name }}.model import Classifier
 
 
 class Training(Loop):
-    """Trains with one optimizer, and validates after each epoch."""
+    """A training with one optimizer, and a validation after each epoch."""
 
     def fit(self, model: Classifier, datamodule: Digits, ckpt_path: str | None = None) -> None:
-        """Trains a classifier.
+        """Train a classifier.
 
         Args:
             model: Its network, optimizer, schedule and metrics.
             datamodule: What to train it on.
-            ckpt_path: Checkpoint to go on from.
+            ckpt_path: Checkpoint to resume from.
         """
         self.launch()
         datamodule.setup("fit")
@@ -33,7 +35,9 @@ class Training(Loop):
             constant = LambdaLR(configured, lambda _: 1.0)
             schedule = {"scheduler": constant, "interval": "epoch", "monitor": None}
             configured = {"optimizer": configured, "lr_scheduler": schedule}
-        scheduler, interval, monitor = (configured["lr_scheduler"][key] for key in ("scheduler", "interval", "monitor"))
+        schedule = configured["lr_scheduler"]
+        scheduler, interval = schedule["scheduler"], schedule["interval"]
+        monitor = schedule["monitor"]
         network, optimizer = self.setup(model, configured["optimizer"])
         self.begin(model, ckpt_path, state_dict=network, optimizer=optimizer, scheduler=scheduler)
         lr = f"lr-{type(configured['optimizer']).__name__}"
@@ -47,8 +51,8 @@ class Training(Loop):
                 optimizer.step()
                 optimizer.zero_grad()
                 if (self.global_step + 1) % self.log_every_n_steps == 0:
-                    rate = optimizer.param_groups[0]["lr"]
-                    self.log_dict({"train/loss": loss, lr: rate, "epoch": self.current_epoch}, self.global_step)
+                    row = {"train/loss": loss, lr: optimizer.param_groups[0]["lr"]}
+                    self.log_dict({**row, "epoch": self.current_epoch}, self.global_step)
                 if interval == "step":
                     scheduler.step()
                 self.after_batch()
@@ -61,7 +65,7 @@ class Training(Loop):
 
     @torch.no_grad()
     def validate(self, model: Classifier, datamodule: Digits) -> dict[str, Tensor]:
-        """Returns the metrics of the validation data: each sample counts once, on any number of ranks."""
+        """Return the validation metrics: each sample counts once, on any number of ranks."""
         model.eval()
         for batch in self.share(datamodule.val_dataloader()):
             images, labels = self.to_device(batch)

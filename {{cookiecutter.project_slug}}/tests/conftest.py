@@ -16,7 +16,7 @@ Command = Callable[..., Path]
 
 @pytest.fixture(scope="session")
 def command(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Command]:
-    """Runs `main.py` with the given words, and returns the folder of the run that it made."""
+    """Run `main.py` with the given words, and return the folder of the run that it made."""
     home = tmp_path_factory.mktemp("home")
     with pytest.MonkeyPatch.context() as environment:
         for name in ("HOME", "RUNS_ROOT", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR"):

@@ -23,13 +23,16 @@ def test_every_experiment_makes_a_step(file: Path, command: Command) -> None:
 def test_every_overlay_can_be_laid_over_an_experiment(file: Path, command: Command) -> None:
     if "FSDP" in file.read_text() and not torch.cuda.is_available():
         pytest.skip("Lightning's FSDPStrategy wants a GPU")
-    command("fit", *EXPERIMENT, "--config", str(file), "--trainer.fast_dev_run", "true", "--compile", "false")
+    words = ("--config", str(file), "--trainer.fast_dev_run", "true", "--compile", "false")
+    command("fit", *EXPERIMENT, *words)
 
 
 @pytest.mark.parametrize("file", SWEEPS, ids=lambda file: file.stem)
 def test_a_trial_of_every_sweep_makes_a_step(file: Path, command: Command, tmp_path: Path) -> None:
     sweep, trial = yaml.safe_load(file.read_text()), tmp_path / "trial.json"
-    drawn = {key: one.get("values", [one.get("value", one.get("min"))])[0] for key, one in sweep["parameters"].items()}
+    drawn = {}
+    for key, one in sweep["parameters"].items():
+        drawn[key] = one.get("values", [one.get("value", one.get("min"))])[0]
     trial.write_text(json.dumps(drawn))
     words = [str(trial) if word == "${args_json_file}" else word for word in sweep["command"]]
     words = [word.replace("configs/", f"{CONFIGS}/") for word in words[words.index("fit") :]]

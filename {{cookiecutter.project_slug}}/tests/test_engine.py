@@ -1,5 +1,6 @@
 """The engine trains modules that it never saw."""
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,8 @@ class TwoOptimizers(BoringModel):
             optimizer.step()
 
     def configure_optimizers(self) -> tuple[list[Any], list[Any]]:
-        return [torch.optim.SGD(self.parameters(), lr=0.1), torch.optim.Adam(self.parameters(), lr=0.1)], []
+        first = torch.optim.SGD(self.parameters(), lr=0.1)
+        return [first, torch.optim.Adam(self.parameters(), lr=0.1)], []
 
 
 class NoValidation(BoringModel):
@@ -74,34 +76,31 @@ NOTHING_WATCHED = [
     *("--callbacks.early_stopping", "null"),
     *("--callbacks.summaries", "null"),
 ]
-CASES: dict[str, tuple[type, type | None, list[str]]] = {
-    "its data inside": (BoringModel, None, []),
-    "two optimizers, by hand": (TwoOptimizers, BoringDataModule, []),
-    "no validation": (NoValidation, None, []),
-    "layers made late": (LateLayers, BoringDataModule, []),
-    "two validation sets": (
-        TwoLoaders,
-        TwoSets,
-        ["--callbacks.checkpoint.monitor", "val/loss/dataloader_idx_1", "--callbacks.checkpoint.mode", "min"],
-    ),
-    "by steps": (BoringModel, BoringDataModule, ["--trainer.max_steps", "20", "--trainer.val_check_interval", "5"]),
-    "gradients accumulated": (BoringModel, BoringDataModule, ["--trainer.accumulate_grad_batches", "4"]),
-    "another logger": (BoringModel, BoringDataModule, ["--trainer.logger", "CSVLogger"]),
-    "a metric of the training watched": (Logs, None, ["--callbacks.checkpoint.monitor", "loss_train"]),
-    "a summary of the training": (
-        Logs,
-        None,
-        ["--callbacks.summaries.metrics", "{loss_train: min}", "--trainer.check_val_every_n_epoch", "2"],
-    ),
+SECOND = "--callbacks.checkpoint.monitor val/loss/dataloader_idx_1 --callbacks.checkpoint.mode min"
+STEPS = "--trainer.max_steps 20 --trainer.val_check_interval 5"
+SUMMARY = "--callbacks.summaries.metrics '{loss_train: min}' --trainer.check_val_every_n_epoch 2"
+CASES: dict[str, tuple[type, type | None, str]] = {
+    "its data inside": (BoringModel, None, ""),
+    "two optimizers, by hand": (TwoOptimizers, BoringDataModule, ""),
+    "no validation": (NoValidation, None, ""),
+    "layers made late": (LateLayers, BoringDataModule, ""),
+    "two validation sets": (TwoLoaders, TwoSets, SECOND),
+    "by steps": (BoringModel, BoringDataModule, STEPS),
+    "gradients accumulated": (BoringModel, BoringDataModule, "--trainer.accumulate_grad_batches 4"),
+    "another logger": (BoringModel, BoringDataModule, "--trainer.logger CSVLogger"),
+    "a metric of the training watched": (Logs, None, "--callbacks.checkpoint.monitor loss_train"),
+    "a summary of the training": (Logs, None, SUMMARY),
 }
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_any_module_trains_and_leaves_a_checkpoint(case: str, command: Command) -> None:
-    model, data, words = CASES[case]
+    model, data, line = CASES[case]
+    words = shlex.split(line)
     names = ["--model", f"{model.__module__}.{model.__name__}"]
     names += ["--data", f"{data.__module__}.{data.__name__}"] if data else []
     logger = [] if "--trainer.logger" in words else ["--trainer.logger", "false"]
-    run: Path = command("fit", *names, "--trainer.max_epochs", "2", *logger, *NOTHING_WATCHED, *words)
+    names += ["--trainer.max_epochs", "2"]
+    run: Path = command("fit", *names, *logger, *NOTHING_WATCHED, *words)
     assert (run / "checkpoints" / "last.ckpt").stat().st_size > 0
     assert (run / "config.yaml").exists()

@@ -1,4 +1,4 @@
-"""The loop in train_fabric.py trains as the Trainer does, goes on, and leaves what `main.py` can use."""
+"""The loop in train_fabric.py trains like the Trainer, resumes, and leaves what `main.py` uses."""
 
 import csv
 from functools import partial
@@ -12,7 +12,7 @@ from {{ cookiecutter.package_name }}.engine.fabric import main
 from train_fabric import Training
 
 loop = partial(main, Training)
-FABRIC = ["--config", str(CONFIGS / "fabric.yaml"), "--trainer.logger", "false", "--trainer.max_epochs"]
+FABRIC = ["--config", str(CONFIGS / "fabric.yaml"), "--trainer.logger", "false"]
 
 
 def values(run: Path, name: str) -> list[float]:
@@ -22,7 +22,7 @@ def values(run: Path, name: str) -> list[float]:
 
 @pytest.fixture(scope="module")
 def looped(command: Command) -> Path:
-    return command(*FABRIC, "2", entry=loop)
+    return command(*FABRIC, "--trainer.max_epochs", "2", entry=loop)
 
 
 def test_the_losses_are_those_of_the_trainer(looped: Path, command: Command) -> None:
@@ -36,7 +36,7 @@ def test_what_it_leaves_can_be_tested(looped: Path, command: Command) -> None:
     assert 0 < values(tested, "test/acc")[0] < 1
 
 
-def test_it_goes_on_where_it_was(looped: Path, command: Command) -> None:
-    whole = command(*FABRIC, "3", entry=loop)
+def test_it_resumes_where_it_was(looped: Path, command: Command) -> None:
+    whole = command(*FABRIC, "--trainer.max_epochs", "3", entry=loop)
     command("--resume", looped.name, "--trainer.max_epochs", "3", entry=loop)
     assert values(looped, "train/loss") == values(whole, "train/loss")

@@ -19,11 +19,13 @@ def digits(stage: str, **options: int) -> Digits:
 
 
 def pixels(data: Digits) -> list[set[bytes]]:
-    return [{image.numpy().tobytes() for image in part.tensors[0]} for part in (data.train, data.val, data.test)]
+    parts = (data.train, data.val, data.test)
+    return [{image.numpy().tobytes() for image in part.tensors[0]} for part in parts]
 
 
 def test_no_image_is_in_two_parts_of_the_split() -> None:
-    train, val, test = (part.tensors[0].flatten(1) for part in vars(digits("fit")).values() if hasattr(part, "tensors"))
+    data = digits("fit")
+    train, val, test = (part.tensors[0].flatten(1) for part in (data.train, data.val, data.test))
     assert len(train) + len(val) + len(test) == 1797
     for images, others in ((train, val), (train, test), (val, test)):
         assert torch.cdist(images, others).min() > 0
@@ -66,7 +68,9 @@ def test_one_batch_can_be_learned_by_heart() -> None:
     assert loss.item() < 0.01
 
 
-def test_the_example_reaches_the_accuracy_that_its_header_promises(trained: Path, command: Command) -> None:
+def test_the_example_reaches_the_accuracy_that_its_header_promises(
+    trained: Path, command: Command
+) -> None:
     with (command("test", "--ckpt_path", trained.name) / "metrics.csv").open() as file:
         (row,) = csv.DictReader(file)
     assert float(row["test/acc"]) >= 0.97

@@ -15,7 +15,8 @@ def logged(run: Path) -> list[str]:
 
 
 def test_a_run_is_one_folder_with_its_parts(trained: Path) -> None:
-    assert {path.name for path in trained.iterdir()} == {".lock", "checkpoints", "config.yaml", "metrics.csv", "wandb"}
+    parts = {".lock", "checkpoints", "config.yaml", "metrics.csv", "wandb"}
+    assert {path.name for path in trained.iterdir()} == parts
 
 
 def test_there_is_a_best_and_a_last_checkpoint_and_nothing_else(trained: Path) -> None:
@@ -32,10 +33,13 @@ def test_checkpoints_hold_plain_data_only(trained: Path) -> None:
 def test_metrics_are_kept_whatever_the_logger(trained: Path) -> None:
     callbacks = yaml.safe_load((CONFIGS / "defaults.yaml").read_text())["callbacks"]
     assert logged(trained)[:2] == ["step", "epoch"]
-    assert {*callbacks["summaries"]["metrics"], *callbacks["divergence"]["metrics"]} <= set(logged(trained))
+    metrics = {*callbacks["summaries"]["metrics"], *callbacks["divergence"]["metrics"]}
+    assert metrics <= set(logged(trained))
 
 
-def test_the_configuration_of_a_run_can_be_run_again_and_gives_the_same_numbers(command: Command) -> None:
+def test_the_configuration_of_a_run_can_be_run_again_and_gives_the_same_numbers(
+    command: Command,
+) -> None:
     short = ("--trainer.max_epochs", "2", "--trainer.logger", "false")
     first = command("fit", *EXPERIMENT, *short, "--seed_everything", "1")
     second = command("fit", "--config", str(first / "config.yaml"))
@@ -49,14 +53,19 @@ def test_the_configuration_names_no_folder_of_the_run(trained: Path) -> None:
 
 
 def test_testing_leaves_the_trained_run_as_it_was(trained: Path, command: Command) -> None:
-    before = {path: path.stat().st_mtime_ns for path in trained.rglob("*") if path.is_file()}
+    def times() -> dict[Path, int]:
+        return {path: path.stat().st_mtime_ns for path in trained.rglob("*") if path.is_file()}
+
+    before = times()
     for verb in ("validate", "test", "predict"):
         assert command(verb, "--ckpt_path", str(trained), "--trainer.logger", "false") != trained
-    assert {path: path.stat().st_mtime_ns for path in trained.rglob("*") if path.is_file()} == before
+    assert times() == before
 
 
 @pytest.mark.parametrize("verb", ["validate", "test", "predict"])
-def test_random_weights_are_never_evaluated(verb: str, command: Command, capsys: pytest.CaptureFixture[str]) -> None:
+def test_random_weights_are_never_evaluated(
+    verb: str, command: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as ended:
         command(verb, *EXPERIMENT)
     assert ended.value.code == 2

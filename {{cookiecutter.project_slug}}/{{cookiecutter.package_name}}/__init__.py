@@ -1,1 +1,1 @@
-"""data.py, model.py and network.py are the research, and yours to replace; engine/ is the plumbing."""
+"""data.py, model.py and network.py are the research, yours to replace; engine/ is the plumbing."""

@@ -1,4 +1,4 @@
-"""Handwritten digits: 1,797 grey images of 8 x 8 pixels in ten classes, which scikit-learn carries in its wheel.
+"""Handwritten digits: 1,797 grey images of 8 x 8 pixels in ten classes, from scikit-learn's wheel.
 
 Put your own data here: any LightningDataModule will do, `num_classes` only if the model wants it.
 """
@@ -24,7 +24,7 @@ class Digits(LightningDataModule):
     Args:
         batch_size: Images per step and per device.
         num_workers: Processes that load data. 0 is fastest for data in memory.
-        split_seed: Draws the split, whatever the run's own seed is, so that no run trains on another's test images.
+        split_seed: Seed of the split. All runs share it: none trains on another's test images.
     """
 
     num_classes = 10
@@ -36,13 +36,16 @@ class Digits(LightningDataModule):
         self.split_seed = split_seed
 
     def setup(self, stage: str) -> None:
-        from sklearn.datasets import load_digits  # here, because it costs half a second that `--help` can do without
+        # Imported here, because it costs half a second that `--help` can do without.
+        from sklearn.datasets import load_digits
 
         pixels, classes = load_digits(return_X_y=True)
-        images = torch.as_tensor(pixels, dtype=torch.float32).reshape(-1, 1, 8, 8) / 16  # grey levels are 0 to 16
+        # Grey levels are 0 to 16.
+        images = torch.as_tensor(pixels, dtype=torch.float32).reshape(-1, 1, 8, 8) / 16
         labels = torch.as_tensor(classes, dtype=torch.long)
-        order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(self.split_seed))
-        self.train, self.val, self.test = (Images(images[part], labels[part]) for part in order.split([1257, 180, 360]))
+        generator = torch.Generator().manual_seed(self.split_seed)
+        parts = torch.randperm(len(labels), generator=generator).split([1257, 180, 360])
+        self.train, self.val, self.test = (Images(images[part], labels[part]) for part in parts)
 
     def train_dataloader(self) -> DataLoader[Batch]:
         return self._loader(self.train, shuffle=True, drop_last=True)
@@ -55,7 +58,9 @@ class Digits(LightningDataModule):
 
     predict_dataloader = test_dataloader
 
-    def _loader(self, images: Images, shuffle: bool = False, drop_last: bool = False) -> DataLoader[Batch]:
+    def _loader(
+        self, images: Images, shuffle: bool = False, drop_last: bool = False
+    ) -> DataLoader[Batch]:
         return DataLoader(
             images,
             batch_size=self.batch_size,

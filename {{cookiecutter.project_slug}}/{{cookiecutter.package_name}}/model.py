@@ -24,8 +24,8 @@ class Classifier(LightningModule):
         width: Channels of the network's first convolution.
         dropout: Share of the features dropped before the last layer.
         lr: Learning rate.
-        optimizer: Class of the optimizer, with any argument but the parameters and `lr`; AdamW if null.
-        lr_scheduler: Class of the scheduler. OneCycleLR and CyclicLR count steps, all others count epochs.
+        optimizer: Class of the optimizer, with any argument but parameters and `lr`; AdamW if null.
+        lr_scheduler: Class of the scheduler. OneCycleLR and CyclicLR count steps, others epochs.
     """
 
     def __init__(
@@ -43,8 +43,10 @@ class Classifier(LightningModule):
         self.lr = lr
         self.optimizer = optimizer or torch.optim.AdamW
         self.lr_scheduler = lr_scheduler
-        # Metric objects, not floats: exact for a last batch of another size, and on any number of devices.
-        metrics = MetricCollection({"loss": MeanMetric(), "acc": MulticlassAccuracy(num_classes, average="micro")})
+        # Metric objects, not floats: exact for a smaller last batch and on any number of devices.
+        metrics = MetricCollection(
+            {"loss": MeanMetric(), "acc": MulticlassAccuracy(num_classes, average="micro")}
+        )
         self.val_metrics = metrics.clone(prefix="val/")
         self.test_metrics = metrics.clone(prefix="test/")
 

@@ -4,7 +4,7 @@ from torch import Tensor, nn
 
 
 class ConvNet(nn.Sequential):
-    """Two convolutions, each followed by a pooling, and a linear layer: about 21,000 weights at width 32.
+    """Two convolutions with pooling, and a linear layer: about 21,000 weights at width 32.
 
     Args:
         num_classes: Length of the output.

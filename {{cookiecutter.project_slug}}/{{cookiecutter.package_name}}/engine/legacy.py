@@ -15,7 +15,7 @@ CLASSES = {
     f"{ENGINE}.callbacks.Divergence": f"{ENGINE}.metrics.Divergence",
     f"{ENGINE}.resume.Backup": f"{ENGINE}.checkpoints.LastCheckpoint",
     f"{ENGINE}.media.Samples": f"{PACKAGE}.callbacks.Samples",
-    f"{ENGINE}.media.Watch": f"{PACKAGE}.callbacks.Watch",
+    f"{ENGINE}.media.Watch": f"{PACKAGE}.watch.Watch",
 }
 OLD_CLASS = re.compile(rf"(?<![\w.])({'|'.join(map(re.escape, CLASSES))})(?!\w)")
 OLD_PLACEHOLDER = re.compile(r"\$\{(run|verb)\}")

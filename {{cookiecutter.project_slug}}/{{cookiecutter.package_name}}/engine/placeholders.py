@@ -6,6 +6,7 @@ config.yaml keeps the placeholder. The syntax is not that of OmegaConf, `${...}`
 
 import re
 from collections.abc import Mapping
+from pathlib import PurePath
 from typing import Any
 
 from jsonargparse import Namespace
@@ -25,6 +26,8 @@ def fill_placeholders(value: Any, values: Mapping[str, str | None]) -> Any:
     """
     if isinstance(value, str):
         return fill_text(value, values)
+    if isinstance(value, PurePath):
+        return type(value)(str(fill_text(str(value), values)))
     if isinstance(value, list):
         return [fill_placeholders(item, values) for item in value]
     if isinstance(value, Namespace):
