@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 from command import Commands, Outcome
-from conftest import Bake, Run
+from conftest import Bake, Run, blocks
 
 TEAM = """
 import torch
@@ -525,3 +525,48 @@ def test_a_script_of_any_name_runs_on_two_ranks_and_names_itself(
     assert f"test     python train_folds.py test --ckpt_path {folder.name}" in out
     assert out.count("'train/loss', 'val/acc', 'val/loss']") == 2
     assert "engine_version" not in json.dumps(recorded)
+
+
+@pytest.fixture
+def by_the_readme(bake: Bake, tmp_path: Path) -> Path:
+    """A project whose command line was extended with what its README has to copy, and no more."""
+    project = bake(tmp_path)
+    page = (project / "README.md").read_text(encoding="utf-8")
+    files = [text for kind, text in blocks(page) if kind == "python"]
+    (package_file,) = [text for text in files if text.startswith("# my_project/cli.py\n")]
+    (in_main,) = [text for text in files if text.startswith("# main.py, within main()\n")]
+    (project / "my_project" / "cli.py").write_text(package_file)
+    main = (project / "main.py").read_text()
+    before = main[: main.index("    if not command(args):")]
+    after = main[main.index("\n\nif __name__") :]
+    (project / "main.py").write_text(before + in_main.partition("\n")[2] + after)
+    return project
+
+
+@pytest.mark.slow
+def test_the_readme_alone_is_enough_to_extend_the_command_line(
+    by_the_readme: Path, run: Run
+) -> None:
+    def main(words: str) -> str:
+        return run(sys.executable, "main.py", *words.split(), cwd=by_the_readme)
+
+    runs, flags = by_the_readme / "runs", "--trainer.logger false --trainer.log_every_n_steps 5"
+    averages = "--callbacks.averages.decay 0.8"
+    for devices in ("", " --trainer.devices 2 --trainer.accelerator cpu --trainer.strategy ddp"):
+        main(
+            f"fit --config configs/digits.yaml --trainer.max_epochs 1 {flags} --fold 3"
+            f" --run_id extended{len(devices)} --callbacks.averages EMAWeightAveraging {averages}"
+            f"{devices}"
+        )
+        folder = runs / f"extended{len(devices)}"
+        recorded = yaml.safe_load((folder / "config.yaml").read_text())
+        assert recorded["fold"] == 3
+        assert recorded["callbacks"]["averages"]["init_args"]["decay"] == 0.8
+        assert "test/acc" in main(f"test --ckpt_path {folder.name} {flags}")
+        assert "epoch 1 " in main(f"fit --resume {folder.name} --trainer.max_epochs 2 {flags}")
+        main(f"fit --config {folder}/config.yaml --trainer.max_epochs 1 --run_id {folder.name}-b")
+        again = yaml.safe_load((runs / f"{folder.name}-b" / "config.yaml").read_text())
+        assert again == recorded | {"trainer": again["trainer"]}
+    main("export --ckpt_path extended0 --file model.pt2 --trainer.logger false")
+    assert (by_the_readme / "model.pt2").stat().st_size > 0
+    run(sys.executable, "-m", "ruff", "check", ".", cwd=by_the_readme)

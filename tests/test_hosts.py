@@ -115,7 +115,7 @@ def test_two_hosts_make_one_run_with_the_numbers_of_one_host(
 def test_a_host_that_is_cut_off_ends_the_job_which_goes_on_when_it_is_back(
     hosts: Hosts, launch: Launch, runs: Path, tmp_path: Path
 ) -> None:
-    """Ends there too: torchrun waits for its connection a quarter of an hour, but seconds here."""
+    """torchrun there waits as long as TCP does: a quarter of an hour, but seconds here."""
     second = hosts.names[1]
     hosts.sysctl(second, "net.ipv4.tcp_retries2", 5)
     folder = runs / "the-run"
