@@ -20,6 +20,12 @@ demo: .venv/ready
 	@echo "What came out, in .demo/my-project:"
 	@cd .demo/my-project && find runs -type f \( -not -path "*/wandb/*" -o -name "*.wandb" \) | sort
 
+# What one wants while typing: layout, baked files, traps of ranks, a team's command line.
+QUICK := $(addprefix tests/test_,layout.py generation.py ranks.py extension.py internals.py)
+
+quick: .venv/ready  # in a minute
+	$(BIN)/python -m pytest -n auto -m "not slow" $(QUICK)
+
 test: .venv/ready  # all tests that are not slow, in minutes
 	$(BIN)/python -m pytest -n auto -m "not slow"
 
@@ -67,4 +73,4 @@ fix: .venv/ready  # what ruff can repair by itself
 	$(BIN)/python -m pip install --disable-pip-version-check --requirement requirements.txt
 	@touch $@
 
-.PHONY: demo test test-all chaos bench picture check fix
+.PHONY: demo quick test test-all chaos bench picture check fix

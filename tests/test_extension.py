@@ -219,6 +219,11 @@ def test_a_subcommand_of_the_team_runs(cli: Extended, command: Commands) -> None
     assert re.search(r"opset 18 of Wide in .*runs|RUNS_ROOT", outcome.out)
     import odd_duck.engine as engine
 
+    trained, _ = cli(FIT)
+    assert works(trained).run is not None
+    outcome, made = cli(f"export --ckpt_path {trained.run} --trainer.logger false")
+    works(outcome)
+    assert made.model.width == 7
     assert engine.command(["export"], also=("export",))
     with pytest.raises(SystemExit), contextlib.redirect_stderr(io.StringIO()):
         engine.command(["exprot"], also=("export",))

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from bakery import TEMPLATE
+from command import Commands
 from conftest import EVERY_PART, Bake
 from lightning.pytorch import Trainer
 
@@ -52,7 +53,7 @@ ROWS = (
     "references",
     "__init__",
 )
-OUTSIDE = ("references", "__init__")  # of which the first warns when it is imported
+OUTSIDE = ("fabric", "references", "__init__")  # optional; warns when it is imported
 STANDARD_LIBRARY_ONLY = ("version", "errors", "files")
 WITHOUT_TORCH = (*STANDARD_LIBRARY_ONLY, "run", "wandb_session", "commands")
 LONGEST_FUNCTION, HIGHEST_COMPLEXITY = 45, 9  # lines; ruff's C901
@@ -82,16 +83,12 @@ def engine(bake: Bake) -> dict[str, ast.Module]:
 
 
 @pytest.fixture(scope="module")
-def classes(bake: Bake) -> Iterator[list[type]]:
+def classes(command: Commands) -> list[type]:
     """The classes that the engine defines."""
-    with pytest.MonkeyPatch.context() as path:
-        path.syspath_prepend(bake(**EVERY_PART))
-        names = [f"my_project.engine.{name}" for name in ROWS if name not in OUTSIDE]
-        found = [kind for name in names for kind in vars(importlib.import_module(name)).values()]
-        defined = [kind for kind in found if inspect.isclass(kind) and kind.__module__ in names]
-        yield list(dict.fromkeys(defined))
-    for name in [name for name in sys.modules if name.partition(".")[0] == "my_project"]:
-        del sys.modules[name]
+    names = [f"odd_duck.engine.{name}" for name in ROWS if name not in OUTSIDE]
+    found = [kind for name in names for kind in vars(importlib.import_module(name)).values()]
+    defined = [kind for kind in found if inspect.isclass(kind) and kind.__module__ in names]
+    return list(dict.fromkeys(defined))
 
 
 def imported(tree: ast.Module) -> Iterator[str]:

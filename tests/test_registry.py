@@ -99,4 +99,5 @@ def test_a_run_or_a_collection_that_is_not_there_is_one_line(
         out = link(script, command, *words, code=1)
         assert out.startswith(f"error: model-{words[0]}:best is not linked to {words[1]}: ")
         assert "Traceback" not in out
+    assert "expected wandb-registry-NAME" in link(script, command, run.name, "digits", code=1)
     assert linked(online) == []

@@ -156,6 +156,8 @@ class CLI(LightningCLI):
         except ArgumentError as error:
             raise UsageError(str(error)) from error
         line, options = self.command_line, self.options_parser
+        names = options.get_defaults(skip_validation=True).keys()
+        line.leave_out_unknown({name.partition(".")[0] for name in names})
         registered = [key.removeprefix("callbacks.") for key in options.callback_keys]
         for name in line.new_callbacks([*self.callbacks, *registered]):
             options.add_argument(f"--callbacks.{name}", type=Callback | None, default=None)
@@ -259,7 +261,7 @@ class CLI(LightningCLI):
             callbacks.append(self.shutdown)  # last: it sees what the others made of a batch
         if settings.enable_checkpointing is False:
             callbacks = [one for one in callbacks if not isinstance(one, Checkpoint)]
-        # Without any, Lightning would add a ModelCheckpoint of its own.
+        # Without any, Lightning would add a ModelCheckpoint.
         saves = any(isinstance(callback, Checkpoint) for callback in callbacks)
         kwargs["enable_checkpointing"] = saves
         states = [callback for callback in callbacks if isinstance(callback, TrainState)]

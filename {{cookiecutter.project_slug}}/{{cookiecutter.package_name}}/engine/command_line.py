@@ -10,6 +10,7 @@ import json
 import sys
 from argparse import ArgumentParser
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -63,14 +64,27 @@ class CommandLine:
         self._refuse_random_weights()
         marked = self.checkpoint.from_checkpoint
         self.defaults = read_layers(default_files, self.renames)
-        under = read_layers(self.checkpoint.under, self.renames, marked)
+        self.under = read_layers(self.checkpoint.under, self.renames, marked)
         over = read_layers(self.checkpoint.over, self.renames, marked)
-        self.asked_layers = [*under, *files, *over]
+        self.asked_layers = [*self.under, *files, *over]
 
     @property
     def layers(self) -> list[Layer]:
         """All layers of values below the flags, the lowest first."""
         return [*self.defaults, *self.asked_layers]
+
+    def leave_out_unknown(self, options: Collection[str]) -> None:
+        """Leave out what the run of a checkpoint has, and this subcommand has no option for.
+
+        Args:
+            options: The options and sections of the subcommand.
+        """
+        count = len(self.under)
+        for index, layer in enumerate(self.under):
+            known = {name: layer.values[name] for name in layer.values if name in options}
+            if len(known) < len(layer.values):
+                self.under[index] = replace(layer, argument=json.dumps(known), values=known)
+        self.asked_layers = [*self.under, *self.asked_layers[count:]]
 
     @property
     def shows_origins(self) -> bool:

@@ -128,8 +128,9 @@ def no_class(value: str, option: str, reason: str) -> str:
     """Return the line for a class that cannot be imported, with the nearest known one."""
     if found := re.search(r"class_path'?[:=] ?'(\S+?)'", value):
         value = found[1]
-    hint = did_you_mean(value.rpartition(".")[2], class_names(option))
-    return f"no class {value}{reason}{hint}"
+    name = value.rpartition(".")[2]
+    known = {one for one in class_names(option) if one != name}
+    return f"no class {value}{reason}{did_you_mean(name, known)}"
 
 
 def type_names(kinds: str) -> str:

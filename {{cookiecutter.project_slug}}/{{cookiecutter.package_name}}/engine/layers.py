@@ -28,7 +28,7 @@ class Layer:
     Args:
         name: What to call it on the screen.
         argument: What `--config` takes: a file name, or JSON.
-        values: The configuration in it; a section that is a file of its own is read as well.
+        values: The configuration in it; a section that names a file is read as well.
         from_checkpoint: Whether a checkpoint and its run brought it.
     """
 

@@ -1,5 +1,6 @@
 """Lightning's WandbLogger for a run with a folder: never in the way, and offline where W&B is."""
 
+import inspect
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -10,7 +11,7 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from .distributed import DUMMY_RUN
-from .errors import UsageError
+from .errors import UsageError, did_you_mean
 from .files import display_path, sync_command
 from .lightning_internals import set_wandb_run, wandb_run
 from .run import Run
@@ -89,12 +90,18 @@ class RunWandbLogger(WandbLogger):
         self._add_init_arguments(init or {})
 
     def _add_init_arguments(self, init: dict[str, Any]) -> None:
+        import wandb
+
+        known = inspect.signature(wandb.init).parameters if init else {}
         for name, value in init.items():
             option = f"trainer.logger.init.{name}"
             if name in SET_BY_ENGINE:
                 raise UsageError(f"{option}: the engine sets {name} for each run")
             if self.options.get(name) is not None:
                 raise UsageError(f"{option}: is given as trainer.logger.{name} too")
+            if name not in known:
+                hint = did_you_mean(name, known)
+                raise UsageError(f"{option}: wandb.init has no such argument{hint}")
             self.options[name] = value
 
     def use_run(self, run: Run) -> None:
@@ -171,7 +178,7 @@ class RunWandbLogger(WandbLogger):
         if not reason and list(folder.glob("wandb/*run-*/run-*.wandb")):
             from .wandb_sync import sync_run
 
-            reason = sync_run(folder, tries=1, checkpoints=False)
+            reason = sync_run(folder, tries=1, checkpoints=False, run_id=self.run_id)
         return reason
 
     @rank_zero_only

@@ -188,7 +188,11 @@ def remove_empty_folders(folder: Path) -> None:
 
 
 def sync_run(
-    folder: Path, tries: int, lock: IO[str] | None = None, checkpoints: bool = True
+    folder: Path,
+    tries: int,
+    lock: IO[str] | None = None,
+    checkpoints: bool = True,
+    run_id: str | None = None,
 ) -> str:
     """Send W&B what it lacks of a run.
 
@@ -197,23 +201,25 @@ def sync_run(
         tries: How often to send; 0 only asks.
         lock: The run's lock, which `wandb sync` inherits.
         checkpoints: Whether to send checkpoints in `uploads/` too.
+        run_id: The run, where several share the folder; else all logs in it are of one run.
 
     Returns:
         What W&B lacks then, in words; "" if nothing.
     """
     try:
-        logs = read_logs(folder)
+        logs = read_logs(folder, run_id)
         return sync_logs(folder, logs, tries, lock, checkpoints) if logs else ""
     except Exception as error:  # W&B raises many kinds
         return str(error).rstrip(".")
 
 
-def read_logs(folder: Path) -> list[TransactionLog]:
+def read_logs(folder: Path, run_id: str | None = None) -> list[TransactionLog]:
     """Return the logs of a run's starts that recorded something, the earliest first."""
     files = folder.glob("wandb/*run-*/run-*.wandb")
     by_time = sorted(files, key=lambda file: file.parent.name.partition("run-")[2])
     logs = [TransactionLog(file, read_log(file)) for file in by_time]
-    return [log for log in logs if log.of_kind("history") or log.of_kind("exit")]
+    recorded = [log for log in logs if log.of_kind("history") or log.of_kind("exit")]
+    return [log for log in recorded if run_id in (None, log.of_kind("run")[0].run_id)]
 
 
 def sync_logs(
