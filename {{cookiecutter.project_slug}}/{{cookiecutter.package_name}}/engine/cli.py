@@ -192,8 +192,8 @@ class CLI(LightningCLI):
         }
         options = fill_placeholders(options, placeholders)
         options.callbacks = without_unmonitored(options.callbacks)
-        if "return_predictions" in options:
-            options.return_predictions = False  # nobody would take them, and they fill the memory
+        if "return_predictions" in options and options.return_predictions is None:
+            options.return_predictions = False  # they would fill the memory
         if "ckpt_path" in options:
             options.ckpt_path = None if self.checkpoint.mode == "init_from" else path
         if self.subcommand is None:
@@ -252,23 +252,25 @@ class CLI(LightningCLI):
         """Add our callbacks and metrics.csv, and drop what other settings rule out."""
         settings = self._of_subcommand(self.config_init).trainer
         callbacks = self._trainer_callbacks(settings)
-        if settings.barebones:
+        barebones = settings.get("barebones")
+        if barebones:
             kwargs.update(dict.fromkeys(BAREBONES))
         elif wants_progress(settings, callbacks):
             kwargs["enable_progress_bar"] = sys.stdout.isatty()
             callbacks.append(progress_callback())
-        if self.subcommand is not None and not settings.barebones:
+        if self.subcommand is not None and not barebones:
             callbacks.append(self.shutdown)  # last: it sees what the others made of a batch
-        if settings.enable_checkpointing is False:
+        if settings.get("enable_checkpointing") is False:
             callbacks = [one for one in callbacks if not isinstance(one, Checkpoint)]
         # Without any, Lightning would add a ModelCheckpoint.
         saves = any(isinstance(callback, Checkpoint) for callback in callbacks)
         kwargs["enable_checkpointing"] = saves
         states = [callback for callback in callbacks if isinstance(callback, TrainState)]
-        shared = bool(states) and settings.use_distributed_sampler
+        shared = bool(states) and settings.get("use_distributed_sampler", False)
         if shared:
             kwargs["use_distributed_sampler"] = False
-        trainer = super().instantiate_trainer(callbacks=callbacks, **kwargs)
+        accepted = {name: value for name, value in kwargs.items() if name in settings}
+        trainer = super().instantiate_trainer(callbacks=callbacks, **accepted)
         if shared:
             share_data(trainer, states[0])
         self._prepare(trainer)
@@ -276,9 +278,9 @@ class CLI(LightningCLI):
 
     def _trainer_callbacks(self, settings: Namespace) -> list[Callback]:
         """Return the callbacks in the order in which they are called."""
-        own = settings.callbacks or []
+        own = settings.get("callbacks") or []
         own = list(own) if isinstance(own, list) else [own]
-        if settings.barebones:
+        if settings.get("barebones"):
             return own
         first = [self.restore, self.recorder, *own]  # theirs before ours: what they log counts
         if self.command_line.verb == "fit":
@@ -360,7 +362,7 @@ class CLI(LightningCLI):
 def wants_progress(settings: Namespace, callbacks: list[Callback]) -> bool:
     """Return True unless a setting, or a bar among the callbacks, says otherwise."""
     has_bar = any(isinstance(callback, ProgressBar) for callback in callbacks)
-    return settings.enable_progress_bar is not False and not has_bar
+    return settings.get("enable_progress_bar") is not False and not has_bar
 
 
 def share_data(trainer: Trainer, state: TrainState) -> None:
