@@ -172,6 +172,21 @@ def test_a_resumed_run_goes_on_in_its_folder_from_its_step_with_its_best(
     assert f"best     val/acc {best:.4g}" in outcome.out
 
 
+def test_a_resumed_run_keeps_its_id_and_a_new_one_may_be_named(
+    half: Path, command: Commands
+) -> None:
+    refused = command(f"fit --resume {half.name} --run_id other")
+    expected = f"error: --resume names {half.name}, --run_id names other; --ckpt_path begins a new"
+    assert refused.code == 2
+    assert refused.err.startswith(expected)
+    line = f"--trainer.logger false --trainer.max_epochs 3 --run_id named-{half.name}"
+    named = command(f"fit --ckpt_path {half.name} {line}")
+    assert (named.code, named.run) == (0, half.with_name(f"named-{half.name}"))
+    again = command(f"fit --ckpt_path {half.name} {line}")
+    assert again.code == 2
+    assert "has checkpoints already; to resume it: --resume named-" in again.err
+
+
 def test_a_moved_run_resumes_and_keeps_what_was_best(
     half: Path, command: Commands, tmp_path: Path
 ) -> None:

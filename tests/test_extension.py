@@ -395,6 +395,19 @@ def test_a_section_may_be_a_file(cli: Extended, tmp_path: Path) -> None:
     assert re.search(r"trainer.max_epochs: 3  # .*all.yaml", shown.out), shown.out
 
 
+def test_a_file_may_name_the_checkpoint_and_null_names_none(cli: Extended, tmp_path: Path) -> None:
+    first, second = tmp_path / "first.yaml", tmp_path / "second.yaml"
+    first.write_text("ckpt_path: null\nresume: null\n")
+    outcome, _ = cli(f"{FIT} --config {first}")
+    assert works(outcome).run is not None
+    first.write_text("ckpt_path: nowhere\n")
+    second.write_text(f"ckpt_path: {outcome.run}\n")
+    tested, made = cli(f"test --config {first} --config {second} --trainer.logger false")
+    works(tested)
+    assert made.metrics == {"test/width": 7.0}
+    assert "ckpt_path" not in config(tested)
+
+
 def test_jsonnet_is_evaluated(cli: Extended, tmp_path: Path) -> None:
     file = tmp_path / "x.jsonnet"
     (tmp_path / "sizes.libsonnet").write_text("{ width: 9 }")

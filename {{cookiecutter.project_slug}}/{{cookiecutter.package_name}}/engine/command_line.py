@@ -51,15 +51,14 @@ class CommandLine:
         files = read_layers(given.pop("config"), self.renames)
         if values:
             files += read_layers([json.dumps(values)], self.renames)
-        for layer in files:
-            named = {name: layer.values[name] for name in NOT_RECORDED if name in layer.values}
-            given = {**named, **given}
+        given = {**given_in_files(files), **given}
         self.run_id: str | None = given.get("run_id")
         self.root = Path(given.get("runs_root") or runs_root()).expanduser().absolute()
         named_checkpoint = {name: given[name] for name in CHECKPOINT_FLAGS if name in given}
         self.checkpoint = resolve_checkpoint_flags(
             self.verb, named_checkpoint, self.root, bool(files)
         )
+        self._refuse_another_id()
         self.default_root = self.checkpoint.root == runs_root()  # where a run's id is enough
         self._refuse_random_weights()
         marked = self.checkpoint.from_checkpoint
@@ -135,6 +134,12 @@ class CommandLine:
             raise UsageError(f"{where}: no such option{hint}; {needs}")
         return list(sources)
 
+    def _refuse_another_id(self) -> None:
+        resumed = self.checkpoint.run_id
+        if resumed and self.run_id not in (None, resumed):
+            problem = f"--resume names {resumed}, --run_id names {self.run_id}"
+            raise UsageError(f"{problem}; --ckpt_path begins a new run")
+
     def _refuse_random_weights(self) -> None:
         asks_for_help = bool({"-h", "--help"} & set(self.flags))
         evaluates = self.verb in SUBCOMMANDS[1:]
@@ -153,6 +158,16 @@ def split_args(args: Any) -> tuple[list[str], dict[str, Any]]:
     verb = values.get("subcommand") or next(iter(values), "")
     nested = values.get(verb)
     return ([verb], dict(nested)) if isinstance(nested, dict) else ([], values)
+
+
+def given_in_files(files: Sequence[Layer]) -> dict[str, Any]:
+    """Return which run and checkpoint files name; a later file wins."""
+    given = {}
+    for layer in files:
+        for name in NOT_RECORDED:
+            if layer.values.get(name) is not None:
+                given[name] = layer.values[name]
+    return given
 
 
 def known_flags(argv: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
