@@ -19,11 +19,13 @@ from bakery import TEMPLATE, environment
 from command import Commands
 from conftest import Bake, blocks
 from lightning.pytorch import Callback, LightningModule, Trainer
+from wandb_record import recorded
 from wandb_server import Artifact, WandbServer
 from wandb_server import Run as Sent
 
 GUIDE = (TEMPLATE / "docs" / "wandb.md").read_text(encoding="utf-8")
 BRIEF = " --trainer.max_epochs 2 --trainer.log_every_n_steps 1 --trainer.limit_train_batches 3"
+LOGGER = " --trainer.logger odd_duck.engine.wandb_logger.RunWandbLogger"
 SECRET = "a-secret-that-nobody-may-read"
 
 # W&B's guide, pasted into a model.
@@ -370,6 +372,35 @@ def test_the_guides_snippets_work_in_a_model(devices: int, machine: Machine) -> 
     ] * 2
     assert [row["trainer/global_step"] for row in run.history if "table" in row] == [3, 6]
     assert sum(name.startswith("media/images/samples") for name in run.files) == 4
+
+
+@pytest.mark.parametrize(
+    ("flag", "line"),
+    [
+        ("init.id x", "init.id: the engine sets id for each run"),
+        ("init.group x --trainer.logger.group y", "init.group: is given as trainer.logger.group"),
+        (
+            "init.save_cod true",
+            "init.save_cod: wandb.init has no such argument; did you mean save_code?",
+        ),
+    ],
+)
+def test_an_argument_of_wandb_init_that_cannot_be_is_one_line(
+    flag: str, line: str, command: Commands
+) -> None:
+    outcome = command(f"fit --config @digits --config @debug{LOGGER} --trainer.logger.{flag}")
+    assert (outcome.code, outcome.run) == (2, None)
+    assert outcome.err.startswith(f"error: trainer.logger.{line}"), outcome.err
+
+
+def test_any_other_argument_of_wandb_init_arrives(command: Commands) -> None:
+    flags = "--trainer.logger.init.save_code false --trainer.logger.init.job_type mine"
+    outcome = command(
+        f"fit --config @digits --config @debug{LOGGER} --trainer.logger.job_type null {flags}"
+    )
+    assert (outcome.code, outcome.err) == (0, ""), outcome.err
+    assert outcome.run is not None
+    assert recorded(outcome.run).job_type == "mine"
 
 
 def test_no_secret_is_written_down(machine: Machine) -> None:

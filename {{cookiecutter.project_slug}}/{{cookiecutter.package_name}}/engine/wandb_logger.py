@@ -87,12 +87,13 @@ class RunWandbLogger(WandbLogger):
         self.uploads: Uploads | None = None
         self.opened_session = False
         self.finished = False
-        self._add_init_arguments(init or {})
+        if init:
+            self._add_init_arguments(init)
 
     def _add_init_arguments(self, init: dict[str, Any]) -> None:
         import wandb
 
-        known = inspect.signature(wandb.init).parameters if init else {}
+        known = inspect.signature(wandb.init).parameters
         for name, value in init.items():
             option = f"trainer.logger.init.{name}"
             if name in SET_BY_ENGINE:
