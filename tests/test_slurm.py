@@ -310,7 +310,7 @@ def test_a_command_without_srun_in_a_job_of_several_tasks_is_refused_instead_of_
         monkeypatch.setenv(f"SLURM_{name}", value)
     outcome = command("fit --config @digits --config @debug")
     assert (outcome.code, outcome.run) == (2, None)
-    said = "2 tasks are asked for, of which this is none; begin the command with srun"
+    said = "this job has 2 tasks, and this command is none of them; begin it with srun"
     assert outcome.err == f"error: SLURM: {said}\n"
 
 

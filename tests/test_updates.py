@@ -31,8 +31,8 @@ def make_older(template: Path) -> None:
     """Turns the template into what an earlier release of it may have been."""
     engine, project = template / ENGINE, template / PROJECT
     (engine / "retired.py").write_text('"""Gone since."""\n')
-    (engine / "media.py").unlink()
-    edit(engine / "wandb.py", ('"""', '"""In other words: '))
+    (engine / "placeholders.py").unlink()
+    edit(engine / "wandb_logger.py", ('"""', '"""In other words: '))
     edit(project / "configs/defaults.yaml", ("seed_everything: 42", "seed_everything: 7"))
     edit(project / "pyproject.toml", ('"numpy>=2,<3"', '"numpy>=1,<3"'))
     edit(project / "README.md", ("## How a run ends", "## Endings"))

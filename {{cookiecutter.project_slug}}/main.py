@@ -17,7 +17,8 @@ def main(args: Any = None) -> Any:
     """
     if not command(args):
         return None
-    from {{ cookiecutter.package_name }}.cli import CLI  # not before: it imports Lightning
+    # Not before: it imports Lightning, which takes seconds.
+    from {{ cookiecutter.package_name }}.cli import CLI
 
     return CLI(args=args)
 

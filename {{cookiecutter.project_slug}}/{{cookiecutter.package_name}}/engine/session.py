@@ -13,7 +13,7 @@ from .error_messages import cause_of
 from .lightning_internals import without_copies_to_the_same_device
 from .shutdown import GracefulShutdown, end_command
 
-# Messages that a reader could not act on. A test of the template says when an entry can go.
+# Messages that a reader could not act on. A test says when an entry can go.
 SILENCED_LOGGERS = (
     "lightning.pytorch.utilities.rank_zero",  # tips, and what a run's first lines say
     "lightning.fabric.utilities",
