@@ -287,7 +287,8 @@ def test_a_task_that_is_alone_takes_a_fresh_id_and_is_not_requeued_to_begin_anew
     )
     assert cluster.slurm.job(job)["Restarts"] == "0"
     assert (
-        cluster.screen(job).count("warning: not requeued, for the job would begin a new run") == 2
+        cluster.screen(job).count("warning: not requeued: without WANDB_RUN_ID the job would begin")
+        == 2
     )
     assert all(re.match(r"r\d{6}-", name) for name in cluster.runs())
     assert [step(run) for run in held.iterdir()] == [12, 12]
