@@ -418,7 +418,7 @@ def test_a_notebook_trains_and_shows_the_worst_samples(project: Project) -> None
     shades = matplotlib.image.imread(io.BytesIO(base64.b64decode(picture)))
     assert shades.shape[1] > 1000
     (run,) = project.runs()
-    model = importlib.import_module("odd_duck.engine.references").load(str(run))
+    model = importlib.import_module("odd_duck.engine").load(str(run))
     data = importlib.import_module("odd_duck.data").Digits()
     data.setup("validate")
     images, labels = data.val.tensors
