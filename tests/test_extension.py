@@ -44,6 +44,19 @@ class Wide(BoringModel):
         self.log("test/width", float(self.width))
 
 
+class Kernel:
+    '''What no text can stand for.'''
+
+
+KERNELS = [Kernel()]  # no import path leads to it
+
+
+class Kernelled(Wide):
+    def __init__(self, width: int = 3, kernel: Kernel = KERNELS[0]):
+        super().__init__(width)
+        self.kernel = kernel
+
+
 class Needy(Wide):
     def __init__(self, width: int):
         super().__init__(width)
@@ -352,12 +365,18 @@ def test_fixed_classes_need_no_class_path(cli: Extended, team: Any) -> None:
     assert made.metrics == {"test/width": 7.0}
 
 
-def test_a_default_that_yaml_cannot_hold_stays_a_default(cli: Extended) -> None:
+def test_a_default_that_yaml_cannot_hold_stays_a_default(cli: Extended, team: Any) -> None:
     outcome, _ = cli(FIT)
     run = works(outcome).run
     assert run is not None
     tested, _ = cli(f"test --ckpt_path {run.name} --trainer.logger false")
     works(tested)
+    outcome, made = cli(f"fit --model team.Kernelled --data team.Data {OFF}")
+    assert outcome.code == 0, (outcome.err, outcome.error)
+    assert made.model.kernel is team.KERNELS[0]
+    assert "kernel" not in config(outcome)["model"]["init_args"]
+    tested, made = cli(f"test --ckpt_path {outcome.run} --trainer.logger false")
+    assert tested.code == 0, (tested.err, tested.error)
     given, made = cli(f"{FIT} --model.device cpu")
     assert str(made.model.hparams.device) == "cpu", given.err
 
@@ -473,6 +492,15 @@ def test_a_configuration_may_be_given_as_a_dict(command: Commands, team: Any) ->
         made = team.CLI(args=args)
     assert made.model.width == 2
     assert made.trainer.current_epoch == 1
+
+
+def test_a_dict_with_what_no_file_can_hold_is_one_line(
+    team: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        team.CLI(args={"fit": {"trainer": {"callbacks": [team.Marks()]}}})
+    assert ended.value.code == 2
+    assert "error: args: expected values that JSON can hold" in capsys.readouterr().err
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -50,7 +50,7 @@ class CommandLine:
         self.flags = self.renames.in_flags(flags)
         files = read_layers(given.pop("config"), self.renames)
         if values:
-            files += read_layers([json.dumps(values)], self.renames)
+            files += read_layers([as_json(values)], self.renames)
         given = {**given_in_files(files), **given}
         self.run_id: str | None = given.get("run_id")
         self.root = Path(given.get("runs_root") or runs_root()).expanduser().absolute()
@@ -158,6 +158,19 @@ def split_args(args: Any) -> tuple[list[str], dict[str, Any]]:
     verb = values.get("subcommand") or next(iter(values), "")
     nested = values.get(verb)
     return ([verb], dict(nested)) if isinstance(nested, dict) else ([], values)
+
+
+def as_json(values: dict[str, Any]) -> str:
+    """Return values that were given in Python as a layer.
+
+    Raises:
+        UsageError: If config.yaml could not hold them. Objects go into `trainer_defaults`.
+    """
+    try:
+        return json.dumps(values)
+    except TypeError as error:
+        problem = f"args: expected values that JSON can hold ({error})"
+        raise UsageError(f"{problem}; trainer_defaults takes callbacks") from error
 
 
 def given_in_files(files: Sequence[Layer]) -> dict[str, Any]:
