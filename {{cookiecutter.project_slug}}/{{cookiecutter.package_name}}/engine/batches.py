@@ -1,162 +1,319 @@
-"""The order of a loader's batches, and the random numbers drawn for them.
+"""The batches of a loader: each rank's share of them, in an order that can be resumed anywhere.
 
-The order of an epoch depends on the run's seed and the epoch alone. So training can resume at any
-batch, and ranks can share the samples without a word to each other.
+A loader's own batch sampler is read when a batch is due, as torch reads it, but in a random stream
+that seed and epoch name. So each rank draws the same batches, and takes its share without a word
+to the others; and a resumed run draws again what the run before it drew.
 """
 
-import random
-from collections.abc import Iterator, Sized
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any, Self
+from typing import Any, NamedTuple
 
-import numpy as np
-import torch
-from lightning.pytorch.utilities.seed import isolate_rng
-from torch.utils.data import BatchSampler, DistributedSampler, IterableDataset, Sampler
+from torch.utils.data import BatchSampler, DataLoader
 
-from .lightning_internals import unwrap_batch_sampler
+from .lightning_internals import record_indices, unwrap_batch_sampler
+from .random_streams import RandomStream, SeededIndex, random_states
+from .sampler_state import TORCH_SAMPLERS, SamplerState, decode, encode, is_plain
 
 
-class ResumableBatches(Sampler[int]):
-    """The indices that a sampler yields in an epoch, in an order that can be resumed anywhere.
+class Position(NamedTuple):
+    """Where the training is when a loader is read.
 
-    Each rank takes every n-th index. In training all ranks take equally many, so that none waits
-    for another. In evaluation each sample is taken once; a rank without any takes a padding
-    sample, because it has to take part, and ExactEvaluation undoes its effect.
+    `words` name the random stream, and end with the epoch. `batch` is the number of the epoch's
+    batches that are done. Nothing is read while the position is not `known`: a checkpoint is about
+    to be restored. `reads_ahead` says that Lightning reads a batch before it trains on the last.
+    """
+
+    words: tuple[Any, ...]
+    batch: int = 0
+    training: bool = True
+    known: bool = True
+    reads_ahead: bool = False
+
+
+@dataclass
+class Pass:
+    """One pass over a loader: from its first batch, or from a checkpoint, to its last."""
+
+    position: Position
+    begin: int  # batches of the epoch that were read before it
+    place: int  # batches of the epoch that are read
+    first: dict[str, Any]  # what the sampler kept when it began
+    over: bool = False
+    padding: int | None = None  # number of the batch that is there only so that a rank has one
+    before: dict[str, Any] | None = None  # random states before the batch that is read ahead
+    read: deque[tuple[int, Any]] = field(default_factory=deque)  # batches read last, by place
+
+
+class SharedBatches:
+    """What a loader reads in place of its own batch sampler, or of its sampler without one.
+
+    The k-th batches of N ranks are together what one process reads as N batches, or as one of
+    N times the size. In training all ranks have equally many batches. In evaluation each sample is
+    read once; a rank without any gets a padding batch, which `is_padding` tells.
 
     Args:
-        batches: Batch sampler whose sampler this one replaces.
-        loader: Loader of these batches. It gets a generator, or it would draw from the global one.
-        seed: Seed of the run.
+        loader: The loader. It gets a generator, or it would draw from the global one.
+        position: Says where the training is.
         rank: This rank, and the number of ranks.
-        training: Whether the batches are trained on.
-        position: Epoch, and the number of its batches that are done.
+        pads: Whether a rank without a sample gets a padding batch.
     """
 
     def __init__(
         self,
-        batches: BatchSampler,
-        loader: Any,
-        seed: int,
+        loader: DataLoader,
+        position: Callable[[], Position],
         rank: tuple[int, int],
-        training: bool,
-        position: tuple[int, int],
+        pads: bool = True,
     ) -> None:
-        sampler: Any = batches.sampler
-        self.sampler: Any = sampler.sampler if isinstance(sampler, ResumableBatches) else sampler
-        self.batch_size = batches.batch_size
-        self.seed = seed
-        self.seeds_workers = loader.num_workers > 0
-        shares_by_itself = isinstance(self.sampler, DistributedSampler)
+        self.loader: Any = loader
+        self.position = position
+        self.pads = pads
+        batch_sampler = unwrap_batch_sampler(loader)
+        self.inner: Any = loader.sampler if batch_sampler is None else batch_sampler
+        self.sampler: Any = getattr(self.inner, "sampler", self.inner)
+        shares_by_itself = any(hasattr(one, "num_replicas") for one in (self.inner, self.sampler))
         self.rank, self.ranks = (0, 1) if shares_by_itself else rank
-        self.training = training
-        self.epoch, self.start = position
-        self.is_padding = not training and self.rank >= len(self.sampler) > 0
-        loader.generator = loader.generator or torch.Generator()
-
-    def set_epoch(self, epoch: int) -> None:
-        """Lightning calls this before each epoch."""
-        self.epoch = epoch
-        if isinstance(self.sampler, DistributedSampler):
-            self.sampler.set_epoch(epoch)
+        # The samples of an incomplete last batch are shared, where it is torch that made it.
+        self.shares_samples = type(self.inner) is BatchSampler and not self.inner.drop_last
+        # Those of torch draw random numbers for their first index only.
+        self.draws_once = {type(self.inner), type(self.sampler)} <= TORCH_SAMPLERS
+        kept = {"sampler": self.inner, "generator": loader.generator}
+        self.kept = SamplerState(kept, None if loader.num_workers else loader.dataset)
+        self.resumed: dict[str, Any] | None = None  # what the next pass takes up
+        self.current: Pass | None = None
 
     def __len__(self) -> int:
-        samples = len(self.sampler)
-        if self.training:
-            return samples // self.ranks
-        return self.is_padding + len(range(self.rank, samples, self.ranks))
+        training = self.position().training
+        if self.ranks > 1 and self.shares_samples:
+            in_all_ranks = self.ranks * self.inner.batch_size
+            full, rest = divmod(len(self.sampler), in_all_ranks)
+            return full + (rest >= self.ranks if training else rest > 0)
+        batches = len(self.inner)
+        return batches // self.ranks if training else -(-batches // self.ranks)
 
-    def __iter__(self) -> Iterator[int]:
-        indices = self._draw()
-        # Of several loaders a shorter one is read more than once in an epoch, then from its start.
-        first = self.start * self.batch_size % max(len(indices), 1)
-        self.start = 0
-        for position, index in enumerate(islice(indices, first, None), first):
-            if self.seeds_workers and position % self.batch_size == 0:
-                yield SeededBatch(index, (self.seed, self.epoch, self.rank, position))
+    def __iter__(self) -> Iterator[Any]:
+        if not self.position().known:
+            return iter(())
+        if self.resumed:
+            self.kept.restore(self.resumed["first"])
+        return self._read()  # a loader with workers calls this twice, and reads from the second
+
+    def is_padding(self, batch: int) -> bool:
+        """Return True if a batch of the newest pass is padding; `batch` counts from 0."""
+        return self.current is not None and self.current.padding == batch
+
+    def capture(self, batch: int) -> dict[str, Any]:
+        """Return what a checkpoint holds of the pass, for `resume`.
+
+        Args:
+            batch: Batches of the epoch that are done; 0 at its end.
+        """
+        now, current = self.kept.capture(), self.current
+        if current is None or not batch:
+            return {"within": False, "begin": 0, "first": now, "now": {}, "over": False}
+        return {
+            "within": True,
+            "begin": current.begin,
+            "first": current.first,
+            "now": now,
+            "over": current.over,
+            "before": current.before if current.place > batch else None,
+        }
+
+    def has_generators(self) -> bool:
+        """Return True if a dataset draws from generators that it keeps, which workers copy."""
+        found = SamplerState({}, self.loader.dataset).capture()
+        return bool(self.loader.num_workers and found)
+
+    def batches_read_ahead(self, batch: int) -> list[Any] | None:
+        """Return the batches of this rank that are read but not done; None if they are not plain.
+
+        Args:
+            batch: Batches of the epoch that are done.
+        """
+        current = self.current
+        if current is None or not batch:
+            return []
+        ahead = [indices for place, indices in current.read if place >= batch]
+        complete = len(ahead) == max(current.place - batch, 0)
+        return ahead if complete and is_plain(ahead) else None
+
+    def resume(
+        self, state: dict[str, Any], batch: int, ahead: list[Any] | None, cycles: bool = False
+    ) -> None:
+        """Have the next pass begin where a checkpoint was written.
+
+        Args:
+            state: What `capture` returned.
+            batch: Batches of the epoch that were done.
+            ahead: What `batches_read_ahead` returned.
+            cycles: Whether a CombinedLoader reads this loader again until a longer one ends,
+                without knowing how long they are.
+        """
+        self.resumed = {**state, "batch": batch, "ahead": ahead, "cycles": cycles}
+
+    def _read(self) -> Iterator[Any]:
+        """Yield the batches of a pass."""
+        resumed, self.resumed = self.resumed, None
+        if resumed and resumed["begin"] and resumed["cycles"]:
+            # So that a CombinedLoader knows that it was read to its end once, and begins again.
+            self.resumed = {**resumed, "cycles": False}
+            return
+        now = self._begin(resumed)
+        position = now.position
+        stream = RandomStream(*position.words, now.begin)
+        with stream:
+            batches = iter(self.inner)
+            if resumed:
+                skip(batches, (now.place - now.begin) * self.ranks + now.over)
+        if resumed:
+            self.kept.restore(resumed["now"])  # what the training has told the sampler meanwhile
+        seen = record_indices(self.loader)
+        yield from [self._sent(place, batch, now) for place, batch in now.read]
+        drawn = now.over
+        while not now.over:
+            if drawn and self.draws_once:
+                group = list(islice(batches, self.ranks))
             else:
-                yield index
+                with stream:
+                    group = list(islice(batches, self.ranks))
+                drawn = True
+            batch = self._share(group, now)
+            if batch is None:
+                now.over = True
+                return
+            if position.reads_ahead and not self.loader.num_workers:
+                now.before = random_states()
+            place = now.place
+            now.place += 1
+            now.read.append((place, batch))
+            if seen is not None:
+                seen.append(batch)
+            yield self._sent(place, batch, now)
 
-    def _draw(self) -> list[int]:
-        """Return the indices of this rank in this epoch."""
-        with isolate_rng():
-            seed = seed_all(self.seed, self.epoch)
-            if getattr(self.sampler, "generator", None) is not None:
-                self.sampler.generator.manual_seed(seed)
-            indices = list(self.sampler)
-        first = 0 if self.is_padding else self.rank
-        return indices[first :: self.ranks][: len(self)]
+    def _begin(self, resumed: dict[str, Any] | None) -> Pass:
+        """Return a new pass, and take it for the current one."""
+        position, before = self.position(), self.current
+        if resumed and position.training:
+            position = position._replace(batch=resumed["batch"])  # Lightning sets its own later
+        same_epoch = before is not None and before.position.words == position.words
+        in_epoch = position.training and position.batch > 0
+        self._set_epoch(position.words[-1])
+        begin = place = position.batch
+        if resumed:
+            begin = resumed["begin"]
+            if resumed["within"] or self.loader.persistent_workers:
+                # Once more, for the loader has drawn from its generator meanwhile.
+                self.kept.restore(resumed["first"])
+        elif before and same_epoch and in_epoch:  # a CombinedLoader reads this loader once more
+            begin = place = before.place
+        now = Pass(position, begin, place, self.kept.capture())
+        workers: int = self.loader.num_workers
+        ahead = (resumed and resumed["ahead"]) or []
+        length = 2 + workers * (self.loader.prefetch_factor or 0)
+        now.read = deque(enumerate(ahead, place), maxlen=length)
+        now.place += len(ahead)
+        now.over = bool(resumed and resumed["over"] and resumed["ahead"] is not None)
+        beside = before and same_epoch and in_epoch and not before.over
+        if resumed or not beside:  # else a callback reads it while the training does
+            self.current = now
+        return now
+
+    def _set_epoch(self, epoch: int) -> None:
+        """Tell the samplers the epoch; Lightning does so only after workers have begun to read."""
+        for sampler in {id(one): one for one in (self.loader.sampler, self.sampler)}.values():
+            if callable(getattr(sampler, "set_epoch", None)):
+                sampler.set_epoch(epoch)
+
+    def _share(self, group: list[Any], now: Pass) -> Any:
+        """Return this rank's batch of a group of one batch for each rank; None at the end."""
+        if not group:
+            return None
+        complete = len(group) == self.ranks
+        if self.shares_samples and self.ranks > 1:
+            complete = complete and len(group[-1]) == self.inner.batch_size
+        if complete:
+            return group[self.rank]
+        training = now.position.training
+        if self.shares_samples:
+            rest = [index for batch in group for index in batch]
+            share = rest[self.rank :: self.ranks][: len(rest) // self.ranks if training else None]
+            padding = rest[:1]
+        else:
+            share = group[self.rank] if self.rank < len(group) and not training else None
+            padding = group[0]
+        if share or training or not self.pads:
+            return share or None
+        now.padding = now.place - now.begin
+        return padding
+
+    def _sent(self, place: int, batch: Any, now: Pass) -> Any:
+        """Return a batch as the loader takes it; a worker is seeded by it."""
+        if not self.loader.num_workers:
+            return batch
+        return SeededIndex(batch, *now.position.words, self.rank, place)
 
 
-class SeededBatch(int):
-    """The first index of a batch. Unpickling seeds the worker for this batch.
+def skip(iterator: Iterator[Any], count: int) -> None:
+    """Read `count` items, or until the end."""
+    if count:
+        next(islice(iterator, count - 1, None), None)
+
+
+class StatefulStream:
+    """What a loader of an IterableDataset with a `state_dict` reads: torch's own, and the states.
 
     Args:
-        index: The index.
-        words: Numbers that identify the batch: seed, epoch, rank and position.
+        loader: The loader, without workers.
+        position: Says where the training is.
     """
 
-    words: tuple[int, ...]
+    def __init__(self, loader: DataLoader, position: Callable[[], Position]) -> None:
+        self.loader: Any = loader
+        self.position = position
+        batch_sampler = unwrap_batch_sampler(loader)
+        self.inner: Any = loader.sampler if batch_sampler is None else batch_sampler
+        self.read: deque[tuple[int, Any, Any]] = deque(maxlen=2)  # place, and the states before it
+        self.resumed: dict[str, Any] | None = None
 
-    def __new__(cls, index: int, words: tuple[int, ...]) -> Self:
-        self = super().__new__(cls, index)
-        self.words = words
-        return self
+    def __iter__(self) -> Iterator[Any]:
+        if not self.position().known:
+            return iter(())
+        if self.resumed:
+            self.loader.dataset.load_state_dict(decode(self.resumed["first"]))
+        return self._read()
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return seed_and_return, (int(self), self.words)
-
-
-def seed_and_return(index: int, words: tuple[int, ...]) -> int:
-    """Seed this process by `words`, and return the index."""
-    seed_all(*words)
-    return index
-
-
-def seed_all(*words: int) -> int:
-    """Seed this process by several numbers at once, and return the seed.
-
-    Source: numpy.random.SeedSequence, which mixes numbers into one.
-    """
-    seed = int(np.random.SeedSequence(words).generate_state(1)[0])
-    random.seed(seed)
-    np.random.seed(seed)  # noqa: NPY002
-    torch.manual_seed(seed)
-    return seed
-
-
-def random_states() -> dict[str, Any]:
-    """Return the states of this process's generators, in types that a checkpoint may hold."""
-    kind, keys, *rest = tuple(np.random.get_state())  # noqa: NPY002
-    numbers: Any = keys
-    states: dict[str, Any] = {
-        "python": random.getstate(),
-        "numpy": (kind, numbers.tolist(), *rest),
-        "torch": torch.get_rng_state(),
-    }
-    if torch.cuda.is_available():
-        states["cuda"] = torch.cuda.get_rng_state()
-    return states
-
-
-def restore_random(states: dict[str, Any]) -> None:
-    """Set the generators of this process to what `random_states` returned."""
-    random.setstate(states["python"])
-    np.random.set_state(states["numpy"])  # noqa: NPY002
-    torch.set_rng_state(states["torch"])
-    if "cuda" in states and torch.cuda.is_available():
-        torch.cuda.set_rng_state(states["cuda"])
-
-
-def is_resumable(loader: Any) -> bool:
-    """Return True for a map-style dataset in torch's own batches of a sampler with a length."""
-    batches = unwrap_batch_sampler(loader)
-    if type(batches) is not BatchSampler or isinstance(loader.dataset, IterableDataset):
+    def is_padding(self, batch: int) -> bool:
+        """Return False: each rank reads its own stream."""
         return False
-    return isinstance(batches.sampler, Sized)
 
+    def capture(self, batch: int) -> dict[str, Any]:
+        """Return what a checkpoint holds of the stream, for `resume`.
 
-def is_padding_loader(loader: Any) -> bool:
-    """Return True if all that a loader yields on this rank is a padding sample."""
-    sampler = getattr(unwrap_batch_sampler(loader), "sampler", None)
-    return isinstance(sampler, ResumableBatches) and sampler.is_padding
+        Args:
+            batch: Batches of the epoch that are done; 0 at its end.
+        """
+        for place, state, before in self.read:
+            if batch and place == batch:  # read ahead
+                return {"first": state, "before": before}
+        return {"first": encode(self.loader.dataset.state_dict()), "before": None}
+
+    def batches_read_ahead(self, batch: int) -> list[Any]:
+        """Return nothing: they are read once more."""
+        return []
+
+    def resume(self, state: dict[str, Any], batch: int, *_: Any) -> None:
+        """Have the stream begin where a checkpoint was written; see SharedBatches."""
+        self.resumed = {**state, "batch": batch}
+
+    def _read(self) -> Iterator[Any]:
+        position = self.position()
+        resumed, self.resumed = self.resumed, None
+        self.read.clear()
+        for place, index in enumerate(self.inner, resumed["batch"] if resumed else position.batch):
+            before = random_states() if position.reads_ahead else None
+            self.read.append((place, encode(self.loader.dataset.state_dict()), before))
+            yield index

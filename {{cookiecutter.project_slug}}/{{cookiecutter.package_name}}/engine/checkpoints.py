@@ -57,6 +57,7 @@ class LastCheckpoint(ModelCheckpoint):
         self.step = -1  # of the newest checkpoint; that of its start once the training has begun
         self.saved_at = 0.0  # seconds, as time.monotonic
         self.delay = 0.0  # seconds until what was logged is written
+        self.cut_epoch = -1  # the last that was ended before its last batch
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.step, self.saved_at = trainer.global_step, time.monotonic()
@@ -82,7 +83,17 @@ class LastCheckpoint(ModelCheckpoint):
             self._save(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.cut_epoch != trainer.current_epoch:
+            self._save(trainer)
+
+    def save_within_epoch(self, trainer: Trainer) -> None:
+        """Save before the hooks of an epoch's end, which comes early; TrainState calls this."""
+        self.cut_epoch = trainer.current_epoch
         self._save(trainer)
+        batches_done = trainer.fit_loop.batch_idx + 1
+        if batches_done % trainer.accumulate_grad_batches != 0:
+            problem = "ends before the gradients of a step are summed up"
+            rank_zero_only(print)(f"last     {problem}: does not resume bit-for-bit")
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Do not save, unlike a ModelCheckpoint."""

@@ -265,14 +265,10 @@ class CLI(LightningCLI):
         # Without any, Lightning would add a ModelCheckpoint.
         saves = any(isinstance(callback, Checkpoint) for callback in callbacks)
         kwargs["enable_checkpointing"] = saves
-        states = [callback for callback in callbacks if isinstance(callback, TrainState)]
-        shared = bool(states) and settings.get("use_distributed_sampler", False)
-        if shared:
-            kwargs["use_distributed_sampler"] = False
+        if shares_data(settings):
+            kwargs["use_distributed_sampler"] = False  # TrainState does it
         accepted = {name: value for name, value in kwargs.items() if name in settings}
         trainer = super().instantiate_trainer(callbacks=callbacks, **accepted)
-        if shared:
-            share_data(trainer, states[0])
         self._prepare(trainer)
         return trainer
 
@@ -282,18 +278,19 @@ class CLI(LightningCLI):
         own = list(own) if isinstance(own, list) else [own]
         if settings.get("barebones"):
             return own
-        first = [self.restore, self.recorder, *own]  # theirs before ours: what they log counts
+        state = TrainState(shares_data(settings))
+        first = [state, self.restore, self.recorder, *own]  # what theirs log counts for ours
         if self.command_line.verb == "fit":
             named = self.named_callbacks
             check = MetricNameCheck(named, self.monitor)
-            return [*first, check, *named.values(), TrainState()]
+            return [*first, check, *named.values()]
         file = self._of_subcommand(self.config_init).get("predictions")
         writes = any(isinstance(callback, BasePredictionWriter) for callback in own)
         if self.command_line.verb == "predict" and file and not writes:
             from .predictions import PredictionWriter
 
             first.append(PredictionWriter(self.run.folder / file))
-        return [*first, TrainState()]
+        return first
 
     @property
     def named_callbacks(self) -> dict[str, Callback]:
@@ -365,8 +362,6 @@ def wants_progress(settings: Namespace, callbacks: list[Callback]) -> bool:
     return settings.get("enable_progress_bar") is not False and not has_bar
 
 
-def share_data(trainer: Trainer, state: TrainState) -> None:
-    """Give each rank its share of every loader, in an order that can be resumed anywhere."""
-    strategy: Any = trainer.strategy
-    process = strategy.process_dataloader
-    strategy.process_dataloader = lambda loader: process(state.resumable_loader(loader, trainer))
+def shares_data(settings: Namespace) -> bool:
+    """Return True if loaders are to be shared among ranks and to be resumed."""
+    return bool(settings.get("use_distributed_sampler")) and not settings.get("barebones")

@@ -22,10 +22,9 @@ from lightning.pytorch.utilities import CombinedLoader
 from torch.distributed import TCPStore
 from torchmetrics import Metric
 
-from .batches import is_padding_loader
 from .errors import UsageError, warn_user
 from .files import display_path
-from .lightning_internals import current_results, take_over_launched_ranks
+from .lightning_internals import current_results, reader_of, take_over_launched_ranks
 from .run import new_run_id
 
 PARENT_VARIABLE = "RUN_PARENT"  # tells launched ranks which process launches them
@@ -230,7 +229,7 @@ class ExactEvaluation(Callback):
         self, trainer, pl_module, batch, batch_idx, dataloader_idx=0
     ) -> None:
         loaders = trainer.test_dataloaders if trainer.testing else trainer.val_dataloaders
-        self.in_padding = is_padding_batch(loaders, dataloader_idx)
+        self.in_padding = is_padding_batch(loaders, dataloader_idx, batch_idx)
         if self.in_padding:
             metrics = [item for item in pl_module.modules() if isinstance(item, Metric)]
             self.states = [(metric, copy.deepcopy(metric.metric_state)) for metric in metrics]
@@ -253,9 +252,10 @@ class ExactEvaluation(Callback):
     on_test_batch_end = on_validation_batch_end
 
 
-def is_padding_batch(loaders: Any, number: int) -> bool:
-    """Return True if this rank's batches of the loader with this number are padding."""
-    return is_padding_loader(CombinedLoader(loaders, "sequential").flattened[number])
+def is_padding_batch(loaders: Any, number: int, batch: int) -> bool:
+    """Return True if this rank's batch of the loader with this number is padding."""
+    reader = reader_of(CombinedLoader(loaders, "sequential").flattened[number])
+    return reader is not None and reader.is_padding(batch)
 
 
 class DummyRun:

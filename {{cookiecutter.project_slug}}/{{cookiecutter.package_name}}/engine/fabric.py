@@ -23,12 +23,14 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.trainer.states import TrainerFn, TrainerState
 from torch.utils.data import DataLoader
 
-from .batches import ResumableBatches, random_states, restore_random
+from .batches import Position, SharedBatches
 from .cli import CLI
 from .errors import UsageError, did_you_mean
 from .files import atomic_write, display_path, redact
+from .lightning_internals import read_by, restore_reader
 from .metrics import Divergence, MetricsFile, Summaries
 from .progress import EpochLines
+from .random_streams import random_states, restore_random
 from .recorder import RunRecorder
 from .restore import RestoreRun
 from .shutdown import GracefulShutdown
@@ -77,6 +79,8 @@ class Loop(Fabric):
         self.log_every_n_steps = log_every_n_steps
         self.current_epoch = self.global_step = self.seed = 0
         self.batch = 0  # batches done in this epoch
+        self.batches: SharedBatches | None = None  # of the training
+        self.saved_batches: dict[str, Any] | None = None  # what a checkpoint has of them
         self.callbacks: list[Any] = []
         self.callback_metrics: dict[str, torch.Tensor] = {}
 
@@ -137,6 +141,7 @@ class Loop(Fabric):
             raise UsageError(f"{display_path(file)}: {expected}") from error
         state = rest["loop"]
         self.current_epoch, self.batch, self.global_step, self.seed = state["at"]
+        self.saved_batches = state.get("batches")
         self.restore.restored_step = self.global_step
         self._restore_callbacks(file, rest["callbacks"])
         if len(state["random"]) == self.world_size:
@@ -154,17 +159,18 @@ class Loop(Fabric):
 
     def share(self, loader: DataLoader, training: bool = False) -> DataLoader:
         """Have a loader give this rank its share, in the order in which `main.py fit` reads it."""
-        batches: Any = loader.batch_sampler
-        start = self.batch if training else 0
-        batches.sampler = ResumableBatches(
-            batches,
-            loader,
-            seed=self.seed,
-            rank=(self.global_rank, self.world_size),
-            training=training,
-            position=(self.current_epoch, start),
-        )
-        batches.sampler.is_padding = False  # here a rank may have no sample
+        kind = "train_dataloader" if training else "val_dataloaders"
+        batch = self.batch if training else 0
+        position = Position((self.seed, kind, 0, self.current_epoch), batch, training)
+        restore_reader(loader)  # if the data module returned it before
+        rank = self.global_rank, self.world_size
+        batches = SharedBatches(loader, lambda: position, rank, pads=False)
+        read_by(loader, batches)
+        if training:
+            self.batches = batches
+            if self.saved_batches:
+                batches.resume(self.saved_batches, batch, [])
+            self.saved_batches = None
         return loader
 
     def log_dict(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
@@ -234,6 +240,7 @@ class Loop(Fabric):
             torch.distributed.all_gather_object(states, random_states())
         kept = [one for one in (self.checkpoint, self.summaries) if one]
         at = [self.current_epoch, self.batch, self.global_step, self.seed]
+        batches = self.batches.capture(self.batch) if self.batches else None
         recorder = self.recorder
         content = {
             **self.objects,
@@ -247,7 +254,7 @@ class Loop(Fabric):
                 "run_id": recorder.run.id,
                 "config": recorder.config,
             },
-            "loop": {"at": at, "random": states},
+            "loop": {"at": at, "random": states, "batches": batches},
         }
         file.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(file) if self.is_global_zero else nullcontext(file) as part:

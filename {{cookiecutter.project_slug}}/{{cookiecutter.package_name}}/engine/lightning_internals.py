@@ -6,6 +6,7 @@ be wrong, one clear line ends the run instead.
 """
 
 import inspect
+import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import product
@@ -13,15 +14,19 @@ from pathlib import Path
 from subprocess import Popen
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.trainer import call
+from lightning.pytorch.trainer.connectors import data_connector
 from lightning.pytorch.trainer.connectors.logger_connector import result
 from lightning.pytorch.utilities import rank_zero_only
+from torch.utils.data import dataloader
 
 from .errors import RunError, warn_user
 
 GONE = (AttributeError, KeyError, TypeError)  # what a missing or changed private name raises
+READER, GENERATOR = "_reader", "_own_generator"  # attributes of a class that `read_by` makes
 BATCH_HOOKS = [
     name
     for name in vars(Callback)
@@ -213,3 +218,171 @@ def set_wandb_run(logger: WandbLogger, run: Any) -> None:
 def wandb_run(logger: WandbLogger) -> Any:
     """Return the W&B run of a WandbLogger without beginning one; None if there is none."""
     return getattr(logger, "_experiment", None)
+
+
+def record_indices(loader: Any) -> list[Any] | None:
+    """Return an empty list to which the indices of each batch are to be added, in `predict`.
+
+    Lightning's wrapper of a batch sampler gives them to prediction writers. Without it a writer
+    does not know which samples it is given, and says so.
+    """
+    wrapper = getattr(loader, "batch_sampler", None)
+    if not hasattr(wrapper, "_batch_sampler"):
+        return None
+    wrapper.seen_batch_indices = []
+    return wrapper.seen_batch_indices
+
+
+def read_by(loader: Any, reader: Any) -> None:
+    """Have a DataLoader read what `reader` yields in place of its own batch sampler's batches.
+
+    Its attributes stay, save that it gets a generator, or it would draw from the global one. It is
+    still of its class: of a subclass in which torch's `_index_sampler` is the reader. Without it
+    a batch sampler is neither shared nor resumed.
+
+    Raises:
+        RunError: If this release of torch has no such property.
+    """
+    kind, generator = type(loader), loader.generator
+    if not hasattr(kind, "_index_sampler"):
+        raise RunError("this release of torch reads loaders in another way")
+
+    def reduce(one: Any, _: int) -> tuple[Any, ...]:
+        return object.__new__, (kind,), {**vars(one), "generator": generator}
+
+    members = {
+        "__module__": kind.__module__,
+        "__qualname__": kind.__qualname__,
+        "__reduce_ex__": reduce,
+        "_index_sampler": property(lambda _: reader),
+        READER: reader,
+        GENERATOR: generator,
+    }
+    loader.__class__ = type(kind)(kind.__name__, (kind,), members)
+    loader.generator = generator or torch.Generator().manual_seed(torch.initial_seed())
+
+
+def reader_of(loader: Any) -> Any:
+    """Return what a loader reads by `read_by`; None if it reads its own batch sampler."""
+    reader = getattr(type(loader), READER, None)
+    return reader if reader is not None and reader.loader is loader else None
+
+
+def restore_reader(loader: Any) -> None:
+    """Have a loader read its own batch sampler again; undo `read_by`."""
+    kind = type(loader)
+    if hasattr(kind, READER):
+        loader.generator = getattr(kind, GENERATOR)
+        loader.__class__ = kind.__bases__[0]
+
+
+def has_iterator_already(loader: Any) -> bool:
+    """Return True for a loader that made its iterator in its constructor, as some do to keep it.
+
+    What it reads cannot be replaced any more. Without it such a loader is not shared among ranks.
+    """
+    kind = getattr(dataloader, "_BaseDataLoaderIter", ())
+    return any(
+        isinstance(value, kind)
+        for name, value in vars(loader).items()
+        if name != "_iterator"  # torch's own, of workers that persist
+    )
+
+
+def share_like_lightning(trainer: Trainer, loader: Any) -> Any:
+    """Return a loader as Lightning shares it among ranks, for those that the engine leaves alone.
+
+    Raises:
+        RunError: If this release of Lightning shares loaders in another way.
+    """
+    try:
+        options: Any = trainer._accelerator_connector
+        shuffle = bool(trainer.training) or data_connector._is_dataloader_shuffled(loader)
+        prepare = trainer._data_connector._prepare_dataloader
+        options.use_distributed_sampler = True
+    except GONE as error:
+        raise RunError(f"this release of Lightning cannot share a loader: {error}") from error
+    try:
+        return prepare(loader, shuffle=shuffle, mode=trainer.state.stage)
+    finally:
+        options.use_distributed_sampler = False
+
+
+def reads_ahead(trainer: Trainer) -> bool:
+    """Return True if Lightning reads a batch before it trains on the one before it.
+
+    It does so where the loaders do not say how many batches they have. Without it the random
+    numbers of that batch are others in a resumed run.
+    """
+    fetcher: Any = trainer.fit_loop._data_fetcher
+    return fetcher is not None and fetcher.length is None
+
+
+def read_again(trainer: Trainer, states: list[Any]) -> None:
+    """Have Lightning begin to read the loaders of the training, since the position is now known.
+
+    Without it a resumed run trains on the batches at the start of the epoch.
+
+    Args:
+        trainer: The trainer.
+        states: Those of loaders with a `state_dict`, which Lightning saves.
+    """
+    loop: Any = trainer.fit_loop
+    if trainer.current_epoch > 0 and not loop.is_resuming and not loop.epoch_loop.restarting:
+        return  # then Lightning does so itself
+    if states:
+        loop._combined_loader._load_state_dicts(states)
+    iter(loop._data_fetcher)
+
+
+def at_next_epoch_start(trainer: Trainer, act: Callable[[Callable[[], None]], None]) -> None:
+    """Have `act` called once in place of what Lightning does at the next epoch's start.
+
+    It is given that as a function. All hooks of the training's start are called by then. Without
+    it what they draw or change is not undone when a run resumes.
+    """
+    loop: Any = trainer.fit_loop
+    original = loop.on_advance_start
+
+    def once() -> None:
+        vars(loop).pop("on_advance_start", None)
+        act(original)
+
+    loop.on_advance_start = once
+
+
+def begin_epoch_once_more(trainer: Trainer) -> None:
+    """Have Lightning call `on_train_epoch_start` although it resumes within an epoch.
+
+    Lightning issue 21901. Without it a value that the hook sets is another after resuming.
+    """
+    loop: Any = trainer.fit_loop
+    loop.reset_restart_stage()
+    for progress in (loop.epoch_progress.current, loop.epoch_progress.total):
+        progress.ready -= 1
+        progress.started -= 1
+
+
+def last_reload(trainer: Trainer, epoch: int | None = None) -> int | None:
+    """Return the epoch in which the loaders of the training were made; set it if it is given.
+
+    For `reload_dataloaders_every_n_epochs`. Without it a resumed run makes them in other epochs.
+    """
+    loop: Any = trainer.fit_loop
+    if epoch is not None:
+        loop._last_train_dl_reload_epoch = epoch
+    made: float = loop._last_train_dl_reload_epoch
+    return int(made) if made > -math.inf else None
+
+
+def count_as_within_epoch(checkpoint: dict[str, Any]) -> None:
+    """Have a checkpoint say that its epoch has not ended, as one after a batch says.
+
+    Lightning counts an epoch as ended that `max_steps`, `max_time` or `should_stop` has cut short.
+    Without it the rest of that epoch is never trained on.
+    """
+    loops = checkpoint["loops"]["fit_loop"]
+    for which in ("current", "total"):
+        loops["epoch_progress"][which]["processed"] -= 1
+        loops["epoch_loop.batch_progress"][which]["completed"] -= 1
+    loops["epoch_loop.state_dict"]["_batches_that_stepped"] -= 1

@@ -5,61 +5,94 @@ With it a run resumes bit-for-bit (on the CPU), within an epoch too.
 
 import os
 import secrets
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torchmetrics import Metric
 
-from .batches import ResumableBatches, is_resumable, random_states, restore_random
+from .data_order import DataOrder
+from .epoch_start import Flags, module_flags, set_module_flags, state_kept
 from .lightning_internals import (
+    at_next_epoch_start,
+    begin_epoch_once_more,
+    count_as_within_epoch,
     end_restart,
     end_restored_epoch,
     epoch_results,
     is_tuner_restoring,
-    unwrap_batch_sampler,
+    last_reload,
+    read_again,
     validation_values,
 )
+from .random_streams import random_states, restore_random
+
+INEXACT = "does not resume bit-for-bit"
 
 
 class TrainState(Callback):
     """Keeps in each checkpoint what Lightning leaves out, and restores it.
 
     A checkpoint's `train_state` has `seed`, `epoch` and `batch` (the position in the data),
-    `metrics` (the values logged last) and `ranks`: of each rank `random` states, `states` of
-    metrics, and the sums behind the `means` of this epoch.
+    `metrics` (the values logged last), `loaders` (what their samplers keep), `flags` (those of the
+    module that have changed), `reloaded` (the epoch in which the loaders were made) and `ranks`:
+    of each rank `random` states, those of the epoch's start (`began`), `states` of metrics, the
+    sums behind the `means` of this epoch, and the batches that were read `ahead`.
+
+    It is the first of the callbacks, so that it sees an epoch before the others change anything.
+
+    Args:
+        shares_data: Whether to have loaders shared among ranks and read in an order that can be
+            resumed.
     """
 
-    def __init__(self) -> None:
-        self.seed = self.epoch = self.batch = 0
-        self.metrics: dict[str, Tensor] = {}
-        self.ranks: list[dict[str, Any]] = []  # until it is restored
+    def __init__(self, shares_data: bool = True) -> None:
+        self.shares_data = shares_data
+        self.order: DataOrder | None = None
+        self.seed = 0
+        self.saved: dict[str, Any] | None = None  # the `train_state` to restore, until it is
+        self.stateful_loaders: list[Any] = []  # what Lightning has saved of them
+        self.began: dict[str, Any] = {}  # random states at the start of this epoch
+        self.initial_flags: Flags = {}
+        self.changed_flags: Flags = {}
         self.means: dict[str, dict[str, Tensor]] = {}  # of this epoch's part before the checkpoint
         self.resumed = False
+        self.cut = False  # the epoch is being ended before its last batch
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         drawn = int(os.environ.get("PL_GLOBAL_SEED") or secrets.randbits(32))
         self.seed = trainer.strategy.broadcast(drawn)
-        self.epoch = self.batch = 0
-        self.ranks = []  # an evaluation may have read a checkpoint before
-        self.resumed = False
+        self.saved, self.resumed = None, False  # an evaluation may have read a checkpoint before
+        self.changed_flags = {}
+        if self.shares_data:
+            self.order = DataOrder(trainer, self.seed)
+            self.order.attach()
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if self.order:
+            self.order.detach()
+            self.order = None
+
+    # Saving.
 
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        loop: Any = trainer.fit_loop
-        epochs = loop.epoch_progress.current
-        epoch, batch = epochs.ready, 0
+        epoch, batch = self._position(trainer)
+        if self.cut:
+            count_as_within_epoch(checkpoint)
         here: dict[str, Any] = {"random": random_states(), "states": {}, "means": {}}
-        if epochs.processed < epochs.ready and not trainer.is_last_batch:  # within an epoch
-            epoch -= 1
-            batch = loop.epoch_loop.batch_progress.current.processed
+        if batch:
+            here["began"] = self.began
             here["states"] = metric_states(trainer, pl_module)
             sums = {key: item.metric_state for key, item in epoch_results(trainer).items()}
             here["means"] = move_data_to_device(sums, "cpu")
+        loaders, here["ahead"] = self.order.capture(batch) if self.order else ([], [])
         ranks: list[Any] = [here] * trainer.world_size
         if trainer.world_size > 1:
             torch.distributed.all_gather_object(ranks, here)
@@ -68,81 +101,168 @@ class TrainState(Callback):
             "epoch": epoch,
             "batch": batch,
             "metrics": {name: value.cpu() for name, value in trainer.callback_metrics.items()},
+            "loaders": loaders,
+            "flags": self._flags(trainer, pl_module),
+            "reloaded": last_reload(trainer),
             "ranks": ranks,
         }
+
+    def _position(self, trainer: Trainer) -> tuple[int, int]:
+        """Return the epoch to train next, and how many of its batches are done."""
+        loop: Any = trainer.fit_loop
+        epochs = loop.epoch_progress.current
+        within_epoch = epochs.processed < epochs.ready and not trainer.is_last_batch
+        if within_epoch or self.cut:
+            return epochs.ready - 1, loop.epoch_loop.batch_progress.current.processed
+        return epochs.ready, 0
+
+    def _flags(self, trainer: Trainer, pl_module: LightningModule) -> Flags:
+        """Return the flags of the module that the training has changed."""
+        for key, value in module_flags(pl_module).items():
+            switched_by_validation = trainer.validating and key.endswith(":training")
+            if switched_by_validation or key not in self.initial_flags:
+                continue
+            if key in self.changed_flags or value != self.initial_flags[key]:
+                self.changed_flags[key] = value
+        return dict(self.changed_flags)
+
+    # Restoring.
 
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        if is_tuner_restoring(trainer):  # Lightning then drops what it was about to resume
-            self.batch, self.ranks, self.resumed = 0, [], False
+        self.saved = None
+        self.resumed = trainer.state.fn == TrainerFn.FITTING and not is_tuner_restoring(trainer)
+        if not self.resumed:  # Lightning drops what the tuner's callback was about to resume
             return
-        self.resumed = True
-        state = checkpoint.get("train_state")
-        if state is None:  # a checkpoint of plain Lightning
-            return
-        self.seed, self.epoch, self.batch = state["seed"], state["epoch"], state["batch"]
-        self.metrics, self.ranks = state["metrics"], state["ranks"]
+        self.saved = checkpoint.get("train_state")  # plain Lightning has none
+        loop = checkpoint.get("loops", {}).get("fit_loop", {}).get("state_dict", {})
+        self.stateful_loaders = loop.get("combined_loader", [])
+        if self.saved:
+            self.seed = self.saved["seed"]
+            if self.order:
+                self.order.seed, self.order.restoring = self.seed, True
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.initial_flags = module_flags(pl_module)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        ranks, self.ranks = self.ranks, []
-        if not ranks:
+        if trainer.is_global_zero:
+            self._print_exceptions()
+        saved = self.saved
+        if not self.resumed or saved is None:
             return
-        if not self.batch and trainer.fit_loop.restarting:
+        if not saved["batch"] and trainer.fit_loop.restarting:
             end_restored_epoch(trainer)
-        trainer.callback_metrics.update(self.metrics)
-        if not self.batch:
-            self._step_plateau_schedules(trainer, pl_module)
-        if len(ranks) != trainer.world_size:
-            counts = f"{len(ranks)} before, {trainer.world_size} now"
-            rank_zero_only(print)(f"ranks    {counts}: does not resume bit-for-bit")
-            return
-        here = ranks[trainer.global_rank]
-        on_device = move_data_to_device(here, pl_module.device)
-        for name, module in pl_module.named_modules():
-            vars(module).update(on_device["states"].get(name, {}))
-        self.means = on_device["means"]
-        restore_random(here["random"])
+        trainer.callback_metrics.update(saved["metrics"])
+        self.changed_flags = dict(saved.get("flags", {}))
+        set_module_flags(pl_module, self.changed_flags)
+        if not saved["batch"]:
+            step_plateau_schedules(trainer, pl_module, saved)
+        if trainer.is_global_zero:
+            self._print_position(trainer, saved)
+        at_next_epoch_start(trainer, partial(self._begin, trainer, pl_module))
 
-    def _step_plateau_schedules(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Step the schedules that Lightning steps at an epoch's end after the checkpoint."""
-        for config in trainer.lr_scheduler_configs:
-            ends_here = config.interval == "epoch" and self.epoch % config.frequency == 0
-            if config.reduce_on_plateau and ends_here and config.monitor in self.metrics:
-                pl_module.lr_scheduler_step(config.scheduler, self.metrics[config.monitor])
+    def _print_exceptions(self) -> None:
+        """Say what cannot be resumed bit-for-bit."""
+        if self.order is None:
+            print(f"data     use_distributed_sampler is false: {INEXACT} within an epoch")
+            return
+        for reason in self.order.exceptions():
+            print(f"data     {reason}: {INEXACT} within an epoch")
+
+    def _print_position(self, trainer: Trainer, saved: dict[str, Any]) -> None:
+        epoch, batch = saved["epoch"], saved["batch"]
+        print(f"resumed  at epoch {epoch}, batch {batch}, step {trainer.global_step}")
+        if len(saved["ranks"]) != trainer.world_size:
+            counts = f"{len(saved['ranks'])} before, {trainer.world_size} now"
+            print(f"ranks    {counts}: {INEXACT}")
+        if batch and "loaders" not in saved:
+            print(f"data     the checkpoint is of an earlier release: {INEXACT} within its epoch")
+
+    def _begin(self, trainer: Trainer, module: LightningModule, begin: Callable[[], None]) -> None:
+        """Begin the epoch in which the training resumes, in the place of Lightning's `begin`."""
+        saved, self.saved = self.saved, None
+        if saved is None:
+            return begin()
+        same_ranks = len(saved["ranks"]) == trainer.world_size
+        here = saved["ranks"][trainer.global_rank] if same_ranks else {}
+        if saved["batch"]:
+            with state_kept(trainer, module):
+                begin_epoch_once_more(trainer)
+                restore_random_of(here, "began")
+                begin()
+            trainer.callback_metrics.update(saved["metrics"])
+            last_reload(trainer, saved.get("reloaded"))
+            restore_random_of(self._resume_order(saved, here), "before")
+            read_again(trainer, self.stateful_loaders)
+            self._restore_metrics(module, here)
+            restore_random_of(here, "random")
+        else:
+            restore_random_of(here, "random")
+            self._resume_order(saved, here)
+            begin()
+            read_again(trainer, [])
+
+    def _resume_order(self, saved: dict[str, Any], here: dict[str, Any]) -> dict[str, Any]:
+        """Have loaders begin at the checkpoint; return random states `before` a batch, if any."""
+        if self.order is None:
+            return {}
+        before = self.order.resume(saved, here.get("ahead", []))
+        return {"before": before} if before else {}
+
+    def _restore_metrics(self, module: LightningModule, here: dict[str, Any]) -> None:
+        on_device = move_data_to_device(
+            {"states": here.get("states", {}), "means": here.get("means", {})}, module.device
+        )
+        for name, one in module.named_modules():
+            vars(one).update(on_device["states"].get(name, {}))
+        self.means = on_device["means"]
+
+    # In the training.
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.began = random_states()
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         if self.resumed:
             end_restart(trainer)
-        if not self.means:
+        if self.means:
+            self._add_means(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Have an epoch that ends early saved as one within which the run resumes."""
+        self._add_means(trainer)
+        done = trainer.fit_loop.epoch_loop.batch_progress.current.ready
+        if trainer.is_last_batch or not done:
             return
+        self.cut = True
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        for callback in callbacks:
+            if hasattr(callback, "save_within_epoch"):
+                callback.save_within_epoch(trainer)
+        self.cut = False
+
+    def _add_means(self, trainer: Trainer) -> None:
         results = epoch_results(trainer)
         for key in self.means.keys() & results.keys():
             add_to_result(results[key], self.means.pop(key))
 
-    def resumable_loader(self, loader: Any, trainer: Trainer) -> Any:
-        """Have a loader read in an order that can be resumed, each rank its share.
 
-        Returns:
-            The same loader; what cannot be resumed is left as it is.
-        """
-        if is_resumable(loader):
-            epochs: Any = trainer.fit_loop.epoch_progress.current
-            epoch = epochs.processed
-            resumes_here = trainer.training and epoch == self.epoch
-            batches = unwrap_batch_sampler(loader)
-            batches.sampler = ResumableBatches(
-                batches,
-                loader,
-                seed=self.seed,
-                rank=(trainer.global_rank, trainer.world_size),
-                training=trainer.training,
-                position=(epoch, self.batch if resumes_here else 0),
-            )
-        elif trainer.training:
-            kind = "an IterableDataset or a batch sampler of another class"
-            rank_zero_only(print)(f"data     {kind}: does not resume bit-for-bit")
-        return loader
+def restore_random_of(states: dict[str, Any], name: str) -> None:
+    """Set the generators of this process to the states of that name, if they are there."""
+    if name in states:
+        restore_random(states[name])
+
+
+def step_plateau_schedules(
+    trainer: Trainer, module: LightningModule, saved: dict[str, Any]
+) -> None:
+    """Step the schedules that Lightning steps at an epoch's end after the checkpoint."""
+    for config in trainer.lr_scheduler_configs:
+        ends_here = config.interval == "epoch" and saved["epoch"] % config.frequency == 0
+        if config.reduce_on_plateau and ends_here and config.monitor in saved["metrics"]:
+            module.lr_scheduler_step(config.scheduler, saved["metrics"][config.monitor])
 
 
 def metric_states(trainer: Trainer, pl_module: LightningModule) -> dict[str, dict[str, Any]]:

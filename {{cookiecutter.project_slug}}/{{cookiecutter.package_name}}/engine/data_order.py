@@ -1,0 +1,215 @@
+"""Has Lightning read loaders as batches.py says: shared among ranks, resumable anywhere."""
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import CombinedLoader
+from lightning.pytorch.utilities.model_helpers import is_overridden
+from torch.utils.data import DataLoader, IterableDataset
+
+from .batches import Position, SharedBatches, StatefulStream
+from .errors import UsageError
+from .lightning_internals import (
+    has_iterator_already,
+    read_by,
+    reader_of,
+    reads_ahead,
+    restore_reader,
+    share_like_lightning,
+)
+from .sampler_state import is_stateful
+
+LOADERS = {
+    "train": "train_dataloader",
+    "sanity_check": "val_dataloaders",
+    "validate": "val_dataloaders",
+    "test": "test_dataloaders",
+    "predict": "predict_dataloaders",
+}
+KEPT = ("train_dataloader", "val_dataloaders")  # those of which a checkpoint holds something
+
+
+class DataOrder:
+    """Replaces what the loaders of a trainer read, from `attach` to `detach`.
+
+    Args:
+        trainer: The trainer.
+        seed: Seed of the run.
+    """
+
+    def __init__(self, trainer: Trainer, seed: int) -> None:
+        self.trainer = trainer
+        self.seed = seed
+        self.restoring = False  # a checkpoint is read, and the training not yet where it says
+        self.replaced: list[DataLoader] = []
+        self.saved: dict[tuple[str, int], dict[str, Any]] = {}  # of loaders not read yet
+
+    def attach(self) -> None:
+        """Take part when the trainer hands a loader to its strategy."""
+        strategy: Any = self.trainer.strategy
+        process = strategy.process_dataloader
+        strategy.process_dataloader = lambda loader: process(self.take(loader))
+
+    def detach(self) -> None:
+        """Give the strategy and the loaders back as they were."""
+        vars(self.trainer.strategy).pop("process_dataloader", None)
+        for loader in self.replaced:
+            restore_reader(loader)
+        self.replaced = []
+
+    def take(self, loader: Any) -> Any:
+        """Return the loader that the trainer is to read: the same, save where Lightning shares it.
+
+        Raises:
+            UsageError: If there is not one batch for each rank to train on.
+        """
+        if not isinstance(loader, DataLoader) or reader_of(loader) is not None:
+            return loader
+        if is_stateful(loader) or has_iterator_already(loader):
+            return share_like_lightning(self.trainer, loader)
+        position = partial(self._position, loader)
+        if isinstance(loader.dataset, IterableDataset):
+            if loader.num_workers or not is_stateful(loader.dataset):
+                return loader
+            stream = StatefulStream(loader, position)
+            self._replace(loader, stream)
+            return loader
+        rank = self.trainer.global_rank, self.trainer.world_size
+        batches = SharedBatches(loader, position, rank)
+        self._replace(loader, batches)
+        check_shares(batches, self.trainer)
+        return loader
+
+    def _replace(self, loader: DataLoader, reader: Any) -> None:
+        read_by(loader, reader)
+        self.replaced.append(loader)
+
+    def _position(self, loader: DataLoader) -> Position:
+        """Return where the training is, for one of its loaders."""
+        trainer = self.trainer
+        training = bool(trainer.training)
+        kind = LOADERS[trainer.state.stage.value if trainer.state.stage else "train"]
+        number = next((n for n, one in self._loaders(kind) if one is loader), 0)
+        epoch = batch = 0
+        if trainer.state.fn == TrainerFn.FITTING:
+            loop = trainer.fit_loop
+            epoch = loop.epoch_progress.current.processed  # type: ignore[attr-defined]
+            batch = loop.epoch_loop.batch_progress.current.ready
+        words: tuple[Any, ...] = (self.seed, kind, number, epoch)
+        if training:
+            return Position(words, batch, True, not self.restoring, reads_ahead(trainer))
+        self._restore_evaluation(kind, number, loader)
+        return Position((*words[:3], batch, epoch), training=False)
+
+    def _loaders(self, kind: str) -> Iterator[tuple[int, Any]]:
+        loaders = getattr(self.trainer, kind)
+        if loaders is not None:
+            yield from enumerate(CombinedLoader(loaders).flattened)
+
+    def _readers(self) -> Iterator[tuple[tuple[str, int], Any]]:
+        for kind in KEPT:
+            for number, loader in self._loaders(kind):
+                reader = reader_of(loader)
+                if reader is not None:
+                    yield (kind, number), reader
+
+    # Checkpoints.
+
+    def capture(self, batch: int) -> tuple[list[Any], list[Any]]:
+        """Return what a checkpoint holds of the loaders.
+
+        Args:
+            batch: Batches of the epoch that are done; 0 at its end.
+
+        Returns:
+            The states of all loaders, which are the same on each rank; and of this rank the
+            batches that are read but not done. Each with the kind and number of the loader.
+        """
+        states: dict[tuple[str, int], Any] = {}
+        ahead = []
+        for key, reader in self._readers():
+            done = batch if key[0] == "train_dataloader" else 0
+            states[key] = reader.capture(done)
+            ahead.append((*key, reader.batches_read_ahead(done)))
+        states |= self.saved  # these readers do not know it yet
+        return [(*key, states[key]) for key in sorted(states)], ahead
+
+    def resume(self, saved: dict[str, Any], ahead: list[Any]) -> dict[str, Any] | None:
+        """Have the loaders begin where a checkpoint was written.
+
+        Args:
+            saved: Its `train_state`.
+            ahead: The batches of this rank that were read but not done.
+
+        Returns:
+            The random states before a batch that was read ahead, if there was one.
+        """
+        self.restoring = False
+        states = saved.get("loaders", [])
+        self.saved = {(kind, number): state for kind, number, state in states}
+        read = {(kind, number): batches for kind, number, batches in ahead}
+        cycles = reads_ahead(self.trainer)
+        before = None
+        for key, reader in self._readers():
+            state = self.saved.get(key)
+            if key[0] == "train_dataloader" and state:
+                del self.saved[key]
+                reader.resume(state, saved["batch"], read.get(key), cycles)
+                before = before or state.get("before")
+        return before
+
+    def _restore_evaluation(self, kind: str, number: int, loader: DataLoader) -> None:
+        """Restore the sampler of a loader that is first read after the training has resumed."""
+        in_fit = self.trainer.state.fn == TrainerFn.FITTING and not self.trainer.sanity_checking
+        state = self.saved.pop((kind, number), None) if in_fit else None
+        if state:
+            reader_of(loader).resume(state, 0, [])
+
+    # What is said at the start.
+
+    def exceptions(self) -> Iterator[str]:
+        """Yield why the training cannot be resumed bit-for-bit within an epoch, by loader."""
+        for _, loader in self._loaders("train_dataloader"):
+            reason = self._exception(loader)
+            if reason:
+                yield reason
+
+    def _exception(self, loader: Any) -> str:
+        name = type(loader).__name__
+        if is_stateful(loader) or self._has_stateful_datamodule():
+            return ""
+        if not isinstance(loader, DataLoader):
+            return f"a {name} without state_dict"
+        reader = reader_of(loader)
+        if isinstance(loader.dataset, IterableDataset):
+            workers = " in workers" if loader.num_workers else ""
+            return "" if reader else f"an IterableDataset without state_dict{workers}"
+        if reader is None:
+            return f"a {name} that makes its iterator itself"
+        if reader.kept.unknown:
+            return f"an iterator in its sampler ({', '.join(reader.kept.unknown)})"
+        return "a generator in its dataset, used by workers" if reader.has_generators() else ""
+
+    def _has_stateful_datamodule(self) -> bool:
+        module: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        names = ("state_dict", "load_state_dict")
+        return module is not None and all(
+            is_overridden(name, module, LightningDataModule) for name in names
+        )
+
+
+def check_shares(batches: SharedBatches, trainer: Trainer) -> None:
+    """Raise a UsageError if no rank would train a step."""
+    if not trainer.training or batches.ranks == 1:
+        return
+    try:
+        there, share = len(batches.inner), len(batches)
+    except (TypeError, NotImplementedError):  # it has no length
+        return
+    if there and not share:
+        problem = f"{there} batches cannot be shared among {batches.ranks} ranks"
+        hint = "--trainer.use_distributed_sampler false has each rank train on all of them"
+        raise UsageError(f"train_dataloader: {problem}; {hint}")
