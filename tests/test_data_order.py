@@ -13,6 +13,7 @@ import pytest
 import torch
 from command import Commands
 from lightning.pytorch import Callback, Trainer, seed_everything
+from epoch_hooks import HOOKS, accumulation
 from loaders import KINDS, PAIRS, Data, Notes, loaders
 
 EPOCHS, BATCHES = 3, 8  # batches of an epoch, for those kinds that have no end
@@ -35,20 +36,24 @@ def train_state(command: Commands) -> Any:
 
 
 class Saves(Callback):
-    """Saves a checkpoint after each batch and each epoch."""
+    """Saves a checkpoint after each batch from which LastCheckpoint would, and each epoch."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.module = importlib.import_module("odd_duck.engine.train_state")
 
-    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        if not trainer.is_last_batch:
+    def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
+        sums_gradients = (args[-1] + 1) % trainer.accumulate_grad_batches != 0
+        validates = self.module.validation_follows(trainer)
+        if not (trainer.is_last_batch or sums_gradients or validates):
             self.save(trainer, "batch")
 
     def on_train_epoch_end(self, trainer: Trainer, *_: Any) -> None:
         self.save(trainer, "epoch")
 
     def save(self, trainer: Trainer, what: str) -> None:
-        trainer.save_checkpoint(self.folder / f"{trainer.global_step:03d}-{what}.ckpt")
+        batches = trainer.fit_loop.total_batch_idx + 1
+        trainer.save_checkpoint(self.folder / f"{batches:03d}-{what}.ckpt")
 
 
 def fit(
@@ -66,12 +71,11 @@ def fit(
         accelerator="cpu",
         devices=1,
         logger=False,
-        enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
         use_distributed_sampler=first is None,
         callbacks=[*([first] if first else []), *callbacks],
-        **{"max_epochs": EPOCHS, **options},
+        **{"max_epochs": EPOCHS, "enable_checkpointing": False, **options},
     )
     trainer.fit(model, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     return model
@@ -97,7 +101,7 @@ def resumed_wrongly(
     more = how.pop("callbacks", tuple)
     whole = fit(train_state(), data(), model(), callbacks=(*more(), Saves(folder)), **how)
     wrong = []
-    files = sorted(folder.iterdir())
+    files = sorted(folder.iterdir())[:-1]  # after the last nothing is left to train
     assert len(files) > 3
     for file in files[places]:
         part = fit(train_state(), data(), model(), file, callbacks=more(), **how)
@@ -129,3 +133,97 @@ def test_a_run_with_workers_resumes_as_if_it_had_not_ended(
         train_state, tmp_path, slice(2, None, 9), data=lambda: Data(kind, 2), **limit(kind)
     )
     assert wrong == []
+
+
+@pytest.mark.parametrize("what", HOOKS)
+def test_what_an_epoch_sets_at_its_start_is_set_in_a_resumed_run(
+    what: str, train_state: Any, tmp_path: Path
+) -> None:
+    model, callbacks = HOOKS[what]
+    wrong = resumed_wrongly(
+        train_state,
+        tmp_path,
+        slice(1, None, 2),
+        model,
+        data=Data,
+        callbacks=callbacks,
+        max_epochs=4,
+    )
+    assert wrong == []
+
+
+def test_the_gradients_of_as_many_batches_are_summed_up_in_a_resumed_epoch(
+    train_state: Any, tmp_path: Path
+) -> None:
+    how = {"data": Data, "callbacks": accumulation, "max_epochs": 4}
+    wrong = resumed_wrongly(train_state, tmp_path, slice(0, None), **how)
+    assert wrong == []
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"limit_train_batches": 5},
+        {"overfit_batches": 3},
+        {"reload_dataloaders_every_n_epochs": 1},
+        {"reload_dataloaders_every_n_epochs": 2, "max_epochs": 5},
+        {"max_epochs": -1, "max_steps": 20},
+        {"val_check_interval": 3},
+        {"check_val_every_n_epoch": None, "val_check_interval": 5},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("kind", ["shuffle", "shuffles", "unsized"])
+def test_settings_that_change_what_is_read_change_nothing_when_a_run_resumes(
+    kind: str, options: dict[str, Any], train_state: Any, tmp_path: Path
+) -> None:
+    wrong = resumed_wrongly(
+        train_state, tmp_path, slice(1, None, 3), data=lambda: Data(kind), **options
+    )
+    assert wrong == []
+
+
+class Stops(Callback):
+    """Asks the trainer to stop, or says that no time is left, after so many steps."""
+
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        if trainer.global_step == self.steps:
+            trainer.should_stop = True
+
+
+@pytest.mark.parametrize("steps", [3, 8, 13])
+@pytest.mark.parametrize("how", ["max_steps", "should_stop"])
+@pytest.mark.parametrize("kind", ["shuffle", "shuffles", "cycle, own order", "unsized"])
+def test_a_run_that_ended_within_an_epoch_trains_the_rest_of_it(
+    kind: str, how: str, steps: int, command: Commands, train_state: Any, tmp_path: Path
+) -> None:
+    checkpoints = importlib.import_module("odd_duck.engine.checkpoints")
+
+    def last(name: str) -> Callback:
+        return checkpoints.LastCheckpoint(str(tmp_path / name))
+
+    options: dict[str, Any] = {"enable_checkpointing": True}
+    whole = fit(train_state(), Data(kind), callbacks=(last("a"),), **options)
+    ending = {"max_steps": steps} if how == "max_steps" else {}
+    stops = () if ending else (Stops(steps),)
+    first = fit(train_state(), Data(kind), callbacks=(*stops, last("b")), **ending, **options)
+    file = tmp_path / "b" / "last.ckpt"
+    limit = {"max_steps": 24} if ending else {}
+    second = fit(train_state(), Data(kind), None, file, (last("c"),), **limit, **options)
+    rows = [row for row in (*first.rows, *second.rows) if row[0] == "train"]
+    assert rows == [row for row in whole.rows if row[0] == "train"]
+    for one, other in zip(whole.parameters(), second.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_limit_that_is_lifted_again_leaves_nothing_out(train_state: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "a"
+    folder.mkdir()
+    fit(train_state(), Data("shuffles"), callbacks=(Saves(folder),), limit_train_batches=5)
+    whole = fit(train_state(), Data("shuffles"))
+    part = fit(train_state(), Data("shuffles"), None, folder / "003-batch.ckpt")
+    assert part.rows == whole.rows[-len(part.rows) :]
+    assert torch.equal(part.layer.weight, whole.layer.weight)

@@ -141,19 +141,16 @@ class SharedBatches:
         complete = len(ahead) == max(current.place - batch, 0)
         return ahead if complete and is_plain(ahead) else None
 
-    def resume(
-        self, state: dict[str, Any], batch: int, ahead: list[Any] | None, cycles: bool = False
-    ) -> None:
+    def resume(self, state: dict[str, Any], ahead: list[Any] | None, cycles: bool = False) -> None:
         """Have the next pass begin where a checkpoint was written.
 
         Args:
             state: What `capture` returned.
-            batch: Batches of the epoch that were done.
             ahead: What `batches_read_ahead` returned.
             cycles: Whether a CombinedLoader reads this loader again until a longer one ends,
                 without knowing how long they are.
         """
-        self.resumed = {**state, "batch": batch, "ahead": ahead, "cycles": cycles}
+        self.resumed = {**state, "ahead": ahead, "cycles": cycles}
 
     def _read(self) -> Iterator[Any]:
         """Yield the batches of a pass."""
@@ -197,10 +194,9 @@ class SharedBatches:
     def _begin(self, resumed: dict[str, Any] | None) -> Pass:
         """Return a new pass, and take it for the current one."""
         position, before = self.position(), self.current
-        if resumed and position.training:
-            position = position._replace(batch=resumed["batch"])  # Lightning sets its own later
         same_epoch = before is not None and before.position.words == position.words
-        in_epoch = position.training and position.batch > 0
+        read_to_its_end = before is not None and before.over and not self.loader.num_workers
+        in_epoch = position.training and (position.batch > 0 or read_to_its_end)
         self._set_epoch(position.words[-1])
         begin = place = position.batch
         if resumed:
@@ -305,15 +301,15 @@ class StatefulStream:
         """Return nothing: they are read once more."""
         return []
 
-    def resume(self, state: dict[str, Any], batch: int, *_: Any) -> None:
+    def resume(self, state: dict[str, Any], *_: Any) -> None:
         """Have the stream begin where a checkpoint was written; see SharedBatches."""
-        self.resumed = {**state, "batch": batch}
+        self.resumed = state
 
     def _read(self) -> Iterator[Any]:
         position = self.position()
-        resumed, self.resumed = self.resumed, None
+        self.resumed = None
         self.read.clear()
-        for place, index in enumerate(self.inner, resumed["batch"] if resumed else position.batch):
+        for place, index in enumerate(self.inner, position.batch):
             before = random_states() if position.reads_ahead else None
             self.read.append((place, encode(self.loader.dataset.state_dict()), before))
             yield index

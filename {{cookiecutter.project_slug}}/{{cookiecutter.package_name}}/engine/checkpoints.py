@@ -1,6 +1,5 @@
 """last.ckpt, finding a checkpoint by reference, and loading the model in one."""
 
-import math
 import os
 import re
 import time
@@ -20,6 +19,7 @@ from .checkpoint_io import is_complete, newest_first, read_checkpoint
 from .errors import RunError, UsageError, print_usage_errors, warn_user
 from .files import display_path
 from .run import find_run, runs_root
+from .train_state import validation_follows
 from .wandb_logger import FLUSH_INTERVAL, RunWandbLogger
 
 REFERENCE = "a checkpoint file, RUN or RUN:last"
@@ -142,17 +142,6 @@ class LastCheckpoint(ModelCheckpoint):
             for logger in trainer.loggers:
                 logger.after_save_checkpoint(proxy(self))
         self.pending = None
-
-
-def validation_follows(trainer: Trainer) -> bool:
-    """Return True if a validation follows this batch of the training."""
-    every = trainer.val_check_batch
-    if not trainer.enable_validation or every is None or every == math.inf:
-        return False
-    loop = trainer.fit_loop
-    across_epochs = trainer.check_val_every_n_epoch is None
-    batch = loop.total_batch_idx if across_epochs else loop.batch_idx
-    return (batch + 1) % every == 0
 
 
 def find_checkpoint(reference: str, root: Path, option: str) -> Path:

@@ -14,6 +14,7 @@ from .batches import Position, SharedBatches, StatefulStream
 from .errors import UsageError
 from .lightning_internals import (
     has_iterator_already,
+    last_reloads,
     read_by,
     reader_of,
     reads_ahead,
@@ -44,7 +45,9 @@ class DataOrder:
         self.trainer = trainer
         self.seed = seed
         self.restoring = False  # a checkpoint is read, and the training not yet where it says
+        self.next_batch: int | None = None  # where the loop is before it counts the next batch
         self.replaced: list[DataLoader] = []
+        self.reloaded = 0.0  # epoch in which the loaders of `saved` were made
         self.saved: dict[tuple[str, int], dict[str, Any]] = {}  # of loaders not read yet
 
     def attach(self) -> None:
@@ -98,6 +101,7 @@ class DataOrder:
             loop = trainer.fit_loop
             epoch = loop.epoch_progress.current.processed  # type: ignore[attr-defined]
             batch = loop.epoch_loop.batch_progress.current.ready
+            batch = batch if self.next_batch is None else self.next_batch
         words: tuple[Any, ...] = (self.seed, kind, number, epoch)
         if training:
             return Position(words, batch, True, not self.restoring, reads_ahead(trainer))
@@ -149,15 +153,17 @@ class DataOrder:
         """
         self.restoring = False
         states = saved.get("loaders", [])
+        self.reloaded = last_reloads(self.trainer)[1]
         self.saved = {(kind, number): state for kind, number, state in states}
         read = {(kind, number): batches for kind, number, batches in ahead}
+        self.next_batch = 0 if saved.get("all_read") else saved["batch"]
         cycles = reads_ahead(self.trainer)
         before = None
         for key, reader in self._readers():
             state = self.saved.get(key)
             if key[0] == "train_dataloader" and state:
                 del self.saved[key]
-                reader.resume(state, saved["batch"], read.get(key), cycles)
+                reader.resume(state, read.get(key), cycles)
                 before = before or state.get("before")
         return before
 
@@ -165,8 +171,8 @@ class DataOrder:
         """Restore the sampler of a loader that is first read after the training has resumed."""
         in_fit = self.trainer.state.fn == TrainerFn.FITTING and not self.trainer.sanity_checking
         state = self.saved.pop((kind, number), None) if in_fit else None
-        if state:
-            reader_of(loader).resume(state, 0, [])
+        if state and self.reloaded == last_reloads(self.trainer)[1]:  # else it is a newer loader
+            reader_of(loader).resume(state, [])
 
     # What is said at the start.
 

@@ -169,7 +169,7 @@ class Loop(Fabric):
         if training:
             self.batches = batches
             if self.saved_batches:
-                batches.resume(self.saved_batches, batch, [])
+                batches.resume(self.saved_batches, [])
             self.saved_batches = None
         return loader
 

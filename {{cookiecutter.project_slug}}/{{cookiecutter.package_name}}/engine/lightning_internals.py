@@ -6,7 +6,6 @@ be wrong, one clear line ends the run instead.
 """
 
 import inspect
-import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import product
@@ -363,16 +362,16 @@ def begin_epoch_once_more(trainer: Trainer) -> None:
         progress.started -= 1
 
 
-def last_reload(trainer: Trainer, epoch: int | None = None) -> int | None:
-    """Return the epoch in which the loaders of the training were made; set it if it is given.
+def last_reloads(trainer: Trainer, epochs: list[Any] | None = None) -> list[Any]:
+    """Return in which epochs the loaders of training and validation were made; set them if given.
 
     For `reload_dataloaders_every_n_epochs`. Without it a resumed run makes them in other epochs.
     """
     loop: Any = trainer.fit_loop
-    if epoch is not None:
-        loop._last_train_dl_reload_epoch = epoch
-    made: float = loop._last_train_dl_reload_epoch
-    return int(made) if made > -math.inf else None
+    validation = loop.epoch_loop.val_loop
+    if epochs is not None:
+        loop._last_train_dl_reload_epoch, validation._last_val_dl_reload_epoch = epochs
+    return [loop._last_train_dl_reload_epoch, validation._last_val_dl_reload_epoch]
 
 
 def count_as_within_epoch(checkpoint: dict[str, Any]) -> None:

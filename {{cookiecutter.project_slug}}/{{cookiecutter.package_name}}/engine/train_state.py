@@ -3,6 +3,7 @@
 With it a run resumes bit-for-bit (on the CPU), within an epoch too.
 """
 
+import math
 import os
 import secrets
 from collections.abc import Callable
@@ -26,7 +27,7 @@ from .lightning_internals import (
     end_restored_epoch,
     epoch_results,
     is_tuner_restoring,
-    last_reload,
+    last_reloads,
     read_again,
     validation_values,
 )
@@ -39,8 +40,9 @@ class TrainState(Callback):
     """Keeps in each checkpoint what Lightning leaves out, and restores it.
 
     A checkpoint's `train_state` has `seed`, `epoch` and `batch` (the position in the data),
-    `metrics` (the values logged last), `loaders` (what their samplers keep), `flags` (those of the
-    module that have changed), `reloaded` (the epoch in which the loaders were made) and `ranks`:
+    `all_read` (whether only the end of the epoch is left), `metrics` (the values logged last),
+    `loaders` (what their samplers keep), `flags` (those of the module that have changed),
+    `reloaded` (the epochs in which loaders were made) and `ranks`:
     of each rank `random` states, those of the epoch's start (`began`), `states` of metrics, the
     sums behind the `means` of this epoch, and the batches that were read `ahead`.
 
@@ -63,6 +65,8 @@ class TrainState(Callback):
         self.means: dict[str, dict[str, Tensor]] = {}  # of this epoch's part before the checkpoint
         self.resumed = False
         self.cut = False  # the epoch is being ended before its last batch
+        # Random states, and what loaders keep, before a validation that only the end brings.
+        self.before_validation: tuple[Any, ...] | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         drawn = int(os.environ.get("PL_GLOBAL_SEED") or secrets.randbits(32))
@@ -84,15 +88,17 @@ class TrainState(Callback):
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         epoch, batch = self._position(trainer)
+        all_read = batch > 0 and trainer.is_last_batch
         if self.cut:
             count_as_within_epoch(checkpoint)
-        here: dict[str, Any] = {"random": random_states(), "states": {}, "means": {}}
+        kept = self.cut and self.before_validation
+        loaders, random, ahead = kept or self._kept(0 if all_read else batch)
+        here = {"random": random, "states": {}, "means": {}, "ahead": ahead}
         if batch:
             here["began"] = self.began
             here["states"] = metric_states(trainer, pl_module)
             sums = {key: item.metric_state for key, item in epoch_results(trainer).items()}
             here["means"] = move_data_to_device(sums, "cpu")
-        loaders, here["ahead"] = self.order.capture(batch) if self.order else ([], [])
         ranks: list[Any] = [here] * trainer.world_size
         if trainer.world_size > 1:
             torch.distributed.all_gather_object(ranks, here)
@@ -100,19 +106,26 @@ class TrainState(Callback):
             "seed": self.seed,
             "epoch": epoch,
             "batch": batch,
+            "all_read": all_read,
             "metrics": {name: value.cpu() for name, value in trainer.callback_metrics.items()},
             "loaders": loaders,
             "flags": self._flags(trainer, pl_module),
-            "reloaded": last_reload(trainer),
+            "reloaded": last_reloads(trainer),
             "ranks": ranks,
         }
+
+    def _kept(self, batch: int) -> tuple[Any, ...]:
+        """Return what loaders keep, random states, and the batches that were read ahead."""
+        loaders, ahead = self.order.capture(batch) if self.order else ([], [])
+        return loaders, random_states(), ahead
 
     def _position(self, trainer: Trainer) -> tuple[int, int]:
         """Return the epoch to train next, and how many of its batches are done."""
         loop: Any = trainer.fit_loop
         epochs = loop.epoch_progress.current
-        within_epoch = epochs.processed < epochs.ready and not trainer.is_last_batch
-        if within_epoch or self.cut:
+        # A validation after the last batch precedes the hooks of the epoch's end.
+        within_epoch = not trainer.is_last_batch or trainer.validating
+        if self.cut or (within_epoch and epochs.processed < epochs.ready):
             return epochs.ready - 1, loop.epoch_loop.batch_progress.current.processed
         return epochs.ready, 0
 
@@ -187,15 +200,16 @@ class TrainState(Callback):
             return begin()
         same_ranks = len(saved["ranks"]) == trainer.world_size
         here = saved["ranks"][trainer.global_rank] if same_ranks else {}
+        last_reloads(trainer, saved.get("reloaded"))
         if saved["batch"]:
             with state_kept(trainer, module):
                 begin_epoch_once_more(trainer)
                 restore_random_of(here, "began")
                 begin()
             trainer.callback_metrics.update(saved["metrics"])
-            last_reload(trainer, saved.get("reloaded"))
             restore_random_of(self._resume_order(saved, here), "before")
-            read_again(trainer, self.stateful_loaders)
+            if not saved.get("all_read"):
+                read_again(trainer, self.stateful_loaders)
             self._restore_metrics(module, here)
             restore_random_of(here, "random")
         else:
@@ -224,15 +238,26 @@ class TrainState(Callback):
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.began = random_states()
 
+    def on_train_batch_start(self, *_: Any) -> None:
+        if self.order:
+            self.order.next_batch = None
+
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         if self.resumed:
             end_restart(trainer)
         if self.means:
             self._add_means(trainer)
 
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note the state before a validation that a run without an end here does not have."""
+        if trainer.should_stop and not (trainer.is_last_batch or validation_follows(trainer)):
+            self.before_validation = self._kept(self._position(trainer)[1])
+
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Have an epoch that ends early saved as one within which the run resumes."""
         self._add_means(trainer)
+        if self.order:
+            self.order.next_batch = 0
         done = trainer.fit_loop.epoch_loop.batch_progress.current.ready
         if trainer.is_last_batch or not done:
             return
@@ -241,12 +266,23 @@ class TrainState(Callback):
         for callback in callbacks:
             if hasattr(callback, "save_within_epoch"):
                 callback.save_within_epoch(trainer)
-        self.cut = False
+        self.cut, self.before_validation = False, None
 
     def _add_means(self, trainer: Trainer) -> None:
         results = epoch_results(trainer)
         for key in self.means.keys() & results.keys():
             add_to_result(results[key], self.means.pop(key))
+
+
+def validation_follows(trainer: Trainer) -> bool:
+    """Return True if a validation follows this batch of the training."""
+    every = trainer.val_check_batch
+    if not trainer.enable_validation or every is None or every == math.inf:
+        return False
+    loop = trainer.fit_loop
+    across_epochs = trainer.check_val_every_n_epoch is None
+    batch = loop.total_batch_idx if across_epochs else loop.batch_idx
+    return (batch + 1) % every == 0
 
 
 def restore_random_of(states: dict[str, Any], name: str) -> None:
