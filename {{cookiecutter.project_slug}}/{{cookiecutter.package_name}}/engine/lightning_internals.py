@@ -385,3 +385,14 @@ def count_as_within_epoch(checkpoint: dict[str, Any]) -> None:
         loops["epoch_progress"][which]["processed"] -= 1
         loops["epoch_loop.batch_progress"][which]["completed"] -= 1
     loops["epoch_loop.state_dict"]["_batches_that_stepped"] -= 1
+
+
+def run_of_parent(logger: WandbLogger) -> Any:
+    """Return the W&B run that the parent process began, where a launcher copied the logger here.
+
+    Lightning's strategies by `spawn` do. Without it W&B refuses a second run of the same id.
+    """
+    import wandb
+
+    attach_id = vars(logger).get("_attach_id")
+    return wandb._attach(attach_id) if attach_id else None

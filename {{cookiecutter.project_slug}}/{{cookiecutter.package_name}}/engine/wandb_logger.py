@@ -13,7 +13,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from .distributed import DUMMY_RUN
 from .errors import UsageError, did_you_mean
 from .files import display_path, sync_command
-from .lightning_internals import set_wandb_run, wandb_run
+from .lightning_internals import run_of_parent, set_wandb_run, wandb_run
 from .run import Run
 from .wandb_session import teardown_wandb, unavailable_reason
 
@@ -123,7 +123,7 @@ class RunWandbLogger(WandbLogger):
             wandb.log = DUMMY_RUN  # so that a model may call it on all ranks
             return DUMMY_RUN
         if wandb_run(self) is None:
-            run = self._begin()
+            run = run_of_parent(self) or self._begin()
             set_wandb_run(self, run)
             run.define_metric("trainer/global_step")
             run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
