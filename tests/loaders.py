@@ -332,23 +332,21 @@ def loaders(workers: int = 0) -> dict[str, Callable[[], Any]]:
         "free": lambda: batched(Free()),
         "token budget": lambda: batched(TokenBudget()),
         "no batch size": lambda: DataLoader(
-            Batches(), batch_size=None, sampler=BatchSampler(RandomSampler(data), SIZE, True),
+            Batches(),
+            batch_size=None,
+            sampler=BatchSampler(RandomSampler(data), SIZE, True),
             **options,
         ),
         "single samples": lambda: shuffled(batch_size=None),
         "a subclass": lambda: OwnSignature(SAMPLES, **options),
-        "iterates itself": lambda: OwnIterator(
-            SAMPLES, batch_size=SIZE, shuffle=True, **options
-        ),
+        "iterates itself": lambda: OwnIterator(SAMPLES, batch_size=SIZE, shuffle=True, **options),
         "persistent": lambda: shuffled(persistent_workers=workers > 0),
         "persistent, a generator": lambda: shuffled(
             persistent_workers=workers > 0, generator=generator()
         ),
         "concatenated": lambda: shuffled(parts),
         "cycle": lambda: short_and_long("max_size_cycle", None, workers),
-        "cycle, own order": lambda: short_and_long(
-            "max_size_cycle", lambda: Shuffles(10), workers
-        ),
+        "cycle, own order": lambda: short_and_long("max_size_cycle", lambda: Shuffles(10), workers),
         "cycle, unsized": lambda: short_and_long("max_size_cycle", lambda: Unsized(10), workers),
         "max_size": lambda: short_and_long("max_size", None, workers),
         "min_size": lambda: short_and_long("min_size", None, workers),

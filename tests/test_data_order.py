@@ -4,17 +4,21 @@ import importlib
 import logging
 import random
 import warnings
+from collections import Counter
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from command import Commands
-from lightning.pytorch import Callback, Trainer, seed_everything
 from epoch_hooks import HOOKS, accumulation
+from lightning.pytorch import Callback, Trainer, seed_everything
 from loaders import KINDS, PAIRS, Data, Notes, loaders
+from torch.utils.data import BatchSampler
 
 EPOCHS, BATCHES = 3, 8  # batches of an epoch, for those kinds that have no end
 
@@ -227,3 +231,146 @@ def test_a_limit_that_is_lifted_again_leaves_nothing_out(train_state: Any, tmp_p
     part = fit(train_state(), Data("shuffles"), None, folder / "003-batch.ckpt")
     assert part.rows == whole.rows[-len(part.rows) :]
     assert torch.equal(part.layer.weight, whole.layer.weight)
+
+
+# Several ranks, without processes: what each rank would read.
+
+
+def shares(kind: str, ranks: int, training: bool, module: Any) -> list[tuple[list[Any], Any]]:
+    """Return for each rank its batches, and which of them is padding."""
+    found = []
+    for rank in range(ranks):
+        torch.manual_seed(100 + rank)
+        np.random.seed(rank)
+        random.seed(rank)  # each process has other states
+        loader = loaders()[kind]()
+        position = module.Position((1, "train_dataloader", 0, 0), 0, training)
+        batches = module.SharedBatches(loader, lambda at=position: at, (rank, ranks))
+        read = list(islice(batches, 8 // ranks) if kind == "endless" else batches)
+        found.append((read, batches.current.padding))
+    return found
+
+
+def indices(batches: list[Any]) -> list[Any]:
+    return [index for batch in batches for index in (batch if isinstance(batch, list) else [batch])]
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in PAIRS])
+def test_ranks_train_on_disjoint_shares_of_what_one_process_reads(
+    kind: str, ranks: int, command: Commands
+) -> None:
+    module = importlib.import_module("odd_duck.engine.batches")
+    ((one, _),) = shares(kind, 1, True, module)
+    read = [batches for batches, _ in shares(kind, ranks, True, module)]
+    if kind in ("shares", "a distributed sampler"):  # which know of ranks themselves
+        assert read == [one] * ranks
+        return
+    assert len({len(batches) for batches in read}) == 1
+    together = indices([batch for group in zip(*read, strict=True) for batch in group])
+    complete = len(one) // ranks * ranks
+    if kind == "an incomplete last batch":
+        complete -= ranks * (complete == len(one))
+    first = indices(one[:complete])
+    assert together[: len(first)] == first
+    if kind == "endless":
+        return
+    if loaders()[kind]().batch_sampler.__class__ is not BatchSampler or kind == "drop_last":
+        assert len(together) == len(first)
+        return
+    rest = Counter(map(str, indices(one[complete:])))  # shared sample by sample
+    left = Counter(map(str, together[len(first) :]))
+    assert left <= rest
+    assert left.total() == rest.total() // ranks * ranks
+
+
+@pytest.mark.parametrize("ranks", [2, 3, 5])
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in PAIRS])
+def test_ranks_evaluate_each_sample_once_and_take_equally_many_batches(
+    kind: str, ranks: int, command: Commands
+) -> None:
+    if kind in ("endless", "shares", "a distributed sampler"):
+        pytest.skip("has no end, or knows of ranks itself")
+    module = importlib.import_module("odd_duck.engine.batches")
+    ((one, _),) = shares(kind, 1, False, module)
+    read = shares(kind, ranks, False, module)
+    assert len({len(batches) for batches, _ in read}) == 1
+    counted = [
+        batch for batches, padding in read for n, batch in enumerate(batches) if n != padding
+    ]
+    assert sorted(map(str, indices(counted))) == sorted(map(str, indices(one)))
+
+
+def test_a_group_that_is_not_complete_is_shared_sample_by_sample(command: Commands) -> None:
+    module = importlib.import_module("odd_duck.engine.batches")
+    for samples in (1, 3, 7, 32, 101):
+        for size in (1, 4, 32):
+            for ranks in (2, 3, 8):
+                data = torch.utils.data.TensorDataset(torch.arange(samples))
+                read = []
+                for rank in range(ranks):
+                    loader = torch.utils.data.DataLoader(data, batch_size=size, shuffle=True)
+                    at = module.Position((1, "train_dataloader", 0, 0))
+                    batches = module.SharedBatches(loader, lambda at=at: at, (rank, ranks))
+                    read.append(list(batches))
+                    assert len(read[-1]) == len(batches)
+                flat = indices([batch for group in zip(*read, strict=True) for batch in group])
+                assert len(set(flat)) == len(flat) >= samples - (ranks - 1)
+
+
+def test_too_few_batches_for_the_ranks_are_refused_in_one_line(command: Commands) -> None:
+    module = importlib.import_module("odd_duck.engine.data_order")
+    errors = importlib.import_module("odd_duck.engine.errors")
+    batches = type("Few", (), {"ranks": 4, "inner": [1, 2, 3], "__len__": lambda _: 0})()
+    with pytest.raises(errors.UsageError, match="3 batches cannot be shared among 4 ranks") as said:
+        module.check_shares(batches, SimpleNamespace(training=True))
+    assert "use_distributed_sampler" in str(said.value)
+
+
+# Stock, beside ours.
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_rank_reads_what_stock_reads(kind: str, train_state: Any) -> None:
+    """The same batches in number and size, and the same samples where no shuffling is drawn."""
+    ours = fit(train_state(), Data(kind), **limit(kind)).rows
+    stock = fit(None, Data(kind), **limit(kind)).rows
+
+    def outline(rows: list[Any], what: str) -> list[Any]:
+        return [
+            (*row[:3], *[part and len(part) for part in row[3:]])
+            for row in rows
+            if row[0].startswith(what)
+        ]
+
+    def samples(rows: list[Any]) -> list[Any]:
+        return [[part[::4] for part in row[3:] if part] for row in rows if row[0] == "train"]
+
+    if kind != "token budget":  # whose batches depend on the shuffling
+        assert outline(ours, "train") == outline(stock, "train")
+    assert outline(ours, "val") == outline(stock, "val")
+    if kind in ("in order", "shuffles", "shuffles lists", "stateful", "curriculum"):
+        assert samples(ours) == samples(stock)
+    if kind == "a generator in the sampler":
+        assert samples(ours) == samples(stock)
+    if kind in ("shuffle", "subset", "unsized", "slices", "texts", "times", "a subclass"):
+        assert sorted(samples(ours)[:8][0][0]) != sorted(
+            samples(ours)[8:][0][0]
+        )  # each epoch has another order
+
+
+def test_each_pass_of_a_shorter_loader_has_another_order(train_state: Any) -> None:
+    rows = fit(train_state(), Data("cycle"), max_epochs=1).rows
+    short = [row[3][::4] for row in rows if row[0] == "train"]
+    passes = [sum(short[:3], ()), sum(short[3:6], ())]
+    assert sorted(passes[0]) == sorted(passes[1]) == list(range(10))
+    assert passes[0] != passes[1]
+
+
+def test_loaders_and_the_strategy_are_as_they_were_after_the_training(train_state: Any) -> None:
+    data = Data("shuffle")
+    kind = type(loaders()["shuffle"]())
+    fit(train_state(), data, max_epochs=1)
+    assert type(data.made) is kind
+    assert data.made.generator is None
+    assert sorted(int(sample[0]) for batch in data.made for sample in batch) == list(range(32))

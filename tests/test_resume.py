@@ -4,8 +4,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from chaos import compare
 from command import Commands
+from test_exact import values
 
 THEIRS = '''
 import os
@@ -69,9 +71,61 @@ class NoisyDigits(Digits):
             options["sampler"] = WeightedRandomSampler(weights, len(images))
         elif self.sampler == "generator" and shuffle:
             options |= {"shuffle": True, "generator": torch.Generator().manual_seed(7)}
+        elif self.sampler and shuffle:
+            return DataLoader(Noisy(images), batch_sampler=self.batches(images), **options)
         else:
             options["shuffle"] = shuffle
         return DataLoader(Noisy(images), self.batch_size, drop_last=drop_last, **options)
+
+
+    def batches(self, images):
+        """Batches by one's own rules; `shuffled` keeps an order and a generator."""
+        order = RandomSampler(images) if self.sampler == "sorted" else Shuffled(len(images))
+        return Sorted(order, self.batch_size, drop_last=True)
+
+
+class Sorted(BatchSampler):
+    def __iter__(self):
+        return iter(sorted(super().__iter__()))
+
+
+class Shuffled:
+    def __init__(self, n):
+        self.order, self.generator = list(range(n)), numpy.random.default_rng(1)
+
+    def __len__(self):
+        return len(self.order)
+
+    def __iter__(self):
+        self.generator.shuffle(self.order)
+        return iter(self.order)
+
+
+class Scheduled(Classifier):
+    """Sizes its schedule by the trainer's own count of steps."""
+
+    def __init__(self, num_classes: int):
+        super().__init__(num_classes)
+
+    def configure_optimizers(self):
+        optimizer = torch.optim.SGD(self.parameters(), 0.01)
+        steps = int(self.trainer.estimated_stepping_batches)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.02, total_steps=steps)
+        return [optimizer], [{"scheduler": schedule, "interval": "step"}]
+
+
+class Annealed(Classifier):
+    """Sets a value at each epoch's start, logs it there, and draws for it."""
+
+    def __init__(self, num_classes: int):
+        super().__init__(num_classes)
+
+    def on_train_epoch_start(self):
+        self.scale = 1.0 / (1 + self.current_epoch) + float(torch.rand(()))
+        self.log("scale", self.scale)
+
+    def training_step(self, batch, batch_idx):
+        return super().training_step(batch, batch_idx) * self.scale
 
 
 class Logs(Classifier):
@@ -91,6 +145,11 @@ class Logs(Classifier):
         self.log("train/worst", loss, on_epoch=True, on_step=False, reduce_fx="max")
         self.log("train/sum", loss, on_epoch=True, on_step=False, reduce_fx="sum")
         return loss
+
+
+class Stops(Callback):
+    def on_train_batch_end(self, trainer, *_):
+        trainer.should_stop = trainer.global_step == 6
 
 
 class Manual(Classifier):
@@ -138,15 +197,6 @@ class Stream(IterableDataset):
 class Streamed(Digits):
     def train_dataloader(self):
         return DataLoader(Stream(self.train), self.batch_size)
-
-
-class Batched(Digits):
-    def train_dataloader(self):
-        class Own(BatchSampler):
-            pass
-
-        batches = Own(RandomSampler(self.train), self.batch_size, drop_last=True)
-        return DataLoader(self.train, batch_sampler=batches, collate_fn=tuple)
 '''
 LINE = (
     "fit --config @digits --data.batch_size 16 --trainer.max_epochs 2"
@@ -193,6 +243,11 @@ def theirs(command: Commands, tmp_path_factory: pytest.TempPathFactory) -> Itera
             " --trainer.limit_train_batches 1.0",
             13,
         ),
+        ("--data resumable.NoisyDigits --data.sampler sorted", 7),
+        ("--data resumable.NoisyDigits --data.sampler shuffled --data.num_workers 1", 7),
+        ("--model resumable.Scheduled", 7),
+        ("--model resumable.Scheduled --data.num_workers 1", 7),
+        ("--model resumable.Annealed", 7),
         ("--model resumable.Logs", 7),
         (
             "--model resumable.Logs --trainer.accumulate_grad_batches 2"
@@ -229,13 +284,60 @@ def test_any_checkpoint_leads_to_the_same_weights_and_rows(
     assert not wrong, "\n".join(f"{step}: {differences}" for step, differences in wrong.items())
 
 
-@pytest.mark.parametrize("data", ["resumable.Streamed", "resumable.Batched"])
-def test_data_that_cannot_be_taken_up_anywhere_are_left_alone_and_a_line_says_so(
-    data: str, command: Commands
+def test_a_stream_without_a_state_is_left_alone_and_a_line_at_the_start_says_so(
+    command: Commands,
 ) -> None:
-    first = command(f"{LINE} --data {data} --callbacks.last_checkpoint.every_n_train_steps 3")
+    first = command(
+        f"{LINE} --data resumable.Streamed --callbacks.last_checkpoint.every_n_train_steps 3"
+    )
     assert (first.code, first.err) == (0, ""), first.error or first.err
     (line,) = [line for line in first.out.splitlines() if "bit-for-bit" in line]
-    assert line.startswith("data     ")
+    assert line.startswith("data     an IterableDataset without state_dict: ")
+    assert first.out.index(line) < first.out.index("epoch 0")
     assert first.run is not None
     assert command(f"fit --resume {first.run.name} --trainer.max_epochs 3").code == 0
+
+
+def test_a_run_whose_loaders_are_left_to_lightning_says_so(command: Commands) -> None:
+    outcome = command(f"{LINE} --trainer.use_distributed_sampler false")
+    assert (outcome.code, outcome.err) == (0, "")
+    assert "data     use_distributed_sampler is false: does not resume bit-for-bit" in outcome.out
+
+
+def test_a_resumed_run_says_where_it_stands(
+    command: Commands, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COPIES", str(tmp_path))
+    reference = command(LINE)
+    monkeypatch.delenv("COPIES")
+    assert reference.run is not None
+    copies = sorted(folder / reference.run.name for folder in tmp_path.iterdir())
+    outcome = command(f"fit --resume {copies[4]}")
+    steps = [line for line in outcome.out.splitlines() if line.startswith("resumed")]
+    assert steps == ["resumed  at epoch 1, batch 1, step 5"]
+    assert "resumed" not in reference.out
+
+
+@pytest.mark.parametrize("how", ["--trainer.max_steps 6", "--trainer.callbacks+ resumable.Stops"])
+def test_a_run_that_is_ended_within_an_epoch_and_resumed_is_the_run_that_was_not(
+    how: str, command: Commands
+) -> None:
+    line = LINE.replace(" --trainer.callbacks resumable.Keeps", "")
+    line += " --data resumable.NoisyDigits --data.sampler shuffled"
+    reference, first = command(line), command(f"{line} {how}")
+    assert first.code == 0, first.error or first.err
+    assert first.run is not None
+    assert reference.run is not None
+    second = command(
+        f"fit --resume {first.run.name} --trainer.max_steps -1 --trainer.callbacks null"
+    )
+    assert (second.code, second.err) == (0, ""), second.error or second.err
+    assert "resumed  at epoch 1, batch 2, step 6" in second.out
+    ours, theirs = (
+        torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+        for run in (reference.run, first.run)
+    )
+    for name, value in ours["state_dict"].items():
+        assert torch.equal(value, theirs["state_dict"][name]), name
+    rows = [row for row in values(first.run) if row in values(reference.run)]
+    assert rows == values(reference.run)  # and rows of the end in between

@@ -48,7 +48,7 @@ class Pass:
 
 
 class SharedBatches:
-    """What a loader reads in place of its own batch sampler, or of its sampler without one.
+    """What a loader reads instead of its batch sampler, or of its sampler without one.
 
     The k-th batches of N ranks are together what one process reads as N batches, or as one of
     N times the size. In training all ranks have equally many batches. In evaluation each sample is

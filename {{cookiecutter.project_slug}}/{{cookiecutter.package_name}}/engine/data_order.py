@@ -47,7 +47,7 @@ class DataOrder:
         self.restoring = False  # a checkpoint is read, and the training not yet where it says
         self.next_batch: int | None = None  # where the loop is before it counts the next batch
         self.replaced: list[DataLoader] = []
-        self.reloaded = 0.0  # epoch in which the loaders of `saved` were made
+        self.reloaded: Any = None  # epoch in which the loaders of `saved` were made
         self.saved: dict[tuple[str, int], dict[str, Any]] = {}  # of loaders not read yet
 
     def attach(self) -> None:
@@ -153,7 +153,7 @@ class DataOrder:
         """
         self.restoring = False
         states = saved.get("loaders", [])
-        self.reloaded = last_reloads(self.trainer)[1]
+        self.reloaded = self._reloaded()
         self.saved = {(kind, number): state for kind, number, state in states}
         read = {(kind, number): batches for kind, number, batches in ahead}
         self.next_batch = 0 if saved.get("all_read") else saved["batch"]
@@ -171,8 +171,12 @@ class DataOrder:
         """Restore the sampler of a loader that is first read after the training has resumed."""
         in_fit = self.trainer.state.fn == TrainerFn.FITTING and not self.trainer.sanity_checking
         state = self.saved.pop((kind, number), None) if in_fit else None
-        if state and self.reloaded == last_reloads(self.trainer)[1]:  # else it is a newer loader
+        if state and self.reloaded == self._reloaded():  # else it is a newer loader
             reader_of(loader).resume(state, [])
+
+    def _reloaded(self) -> Any:
+        epochs = last_reloads(self.trainer)
+        return epochs and epochs[1]
 
     # What is said at the start.
 

@@ -14,9 +14,6 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers.logger import DummyLogger
 from torch.nn import Module
-from torchmetrics import Metric
-
-from .lightning_internals import epoch_results
 
 Flags = dict[str, bool]  # by "name:flag"
 
@@ -72,8 +69,6 @@ def state_kept(trainer: Trainer, module: LightningModule) -> Iterator[None]:
     for callback, kept in callbacks:
         if kept:
             callback.load_state_dict(kept)
-    for result in epoch_results(trainer).values():
-        Metric.reset(result)  # what the checkpoint has of it is added later
 
 
 def at_epoch_start(trainer: Trainer) -> Iterator[Callback]:

@@ -166,6 +166,8 @@ class Loop(Fabric):
         rank = self.global_rank, self.world_size
         batches = SharedBatches(loader, lambda: position, rank, pads=False)
         read_by(loader, batches)
+        if training and self.batches is None:
+            self.recorder.note_batch_size(self, loader)  # type: ignore[arg-type]
         if training:
             self.batches = batches
             if self.saved_batches:

@@ -233,7 +233,7 @@ def record_indices(loader: Any) -> list[Any] | None:
 
 
 def read_by(loader: Any, reader: Any) -> None:
-    """Have a DataLoader read what `reader` yields in place of its own batch sampler's batches.
+    """Have a DataLoader read what `reader` yields, not its batch sampler.
 
     Its attributes stay, save that it gets a generator, or it would draw from the global one. It is
     still of its class: of a subclass in which torch's `_index_sampler` is the reader. Without it
@@ -268,7 +268,7 @@ def reader_of(loader: Any) -> Any:
 
 
 def restore_reader(loader: Any) -> None:
-    """Have a loader read its own batch sampler again; undo `read_by`."""
+    """Have a loader read its batch sampler again; undo `read_by`."""
     kind = type(loader)
     if hasattr(kind, READER):
         loader.generator = getattr(kind, GENERATOR)
@@ -362,13 +362,16 @@ def begin_epoch_once_more(trainer: Trainer) -> None:
         progress.started -= 1
 
 
-def last_reloads(trainer: Trainer, epochs: list[Any] | None = None) -> list[Any]:
+def last_reloads(trainer: Trainer, epochs: list[Any] | None = None) -> list[Any] | None:
     """Return in which epochs the loaders of training and validation were made; set them if given.
 
-    For `reload_dataloaders_every_n_epochs`. Without it a resumed run makes them in other epochs.
+    For `reload_dataloaders_every_n_epochs`; None without it. Without this function a resumed run
+    makes the loaders in other epochs.
     """
     loop: Any = trainer.fit_loop
     validation = loop.epoch_loop.val_loop
+    if not trainer.reload_dataloaders_every_n_epochs:
+        return None
     if epochs is not None:
         loop._last_train_dl_reload_epoch, validation._last_val_dl_reload_epoch = epochs
     return [loop._last_train_dl_reload_epoch, validation._last_val_dl_reload_epoch]

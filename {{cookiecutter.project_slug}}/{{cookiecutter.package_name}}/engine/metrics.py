@@ -41,7 +41,9 @@ class MetricsFile(DummyLogger):
         self.columns = ["step", "epoch"]
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)  # a launcher copies it to another process; DummyLogger ignores that
+        vars(self).update(
+            state
+        )  # a launcher copies it to another process; DummyLogger ignores that
 
     @property
     def save_dir(self) -> str:

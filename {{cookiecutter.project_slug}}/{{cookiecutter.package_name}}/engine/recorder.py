@@ -5,7 +5,8 @@ from typing import Any
 
 import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import GradientAccumulationScheduler, ModelCheckpoint
+from lightning.pytorch.utilities import CombinedLoader
 
 from .files import atomic_write, display_path, git_commit, python_command
 from .run import Run
@@ -37,6 +38,7 @@ class RunRecorder(Callback):
         self.checkpoint = checkpoint
         self.command = command
         self.notes = notes
+        self.about: dict[str, Any] = {}  # facts about this command
         self.active = False  # on the first rank, once `setup` was called
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -54,7 +56,9 @@ class RunRecorder(Callback):
         if self.active:  # not before: a run that cannot be resumed like this keeps its own
             self.write_config()
 
-    on_train_start = on_fit_start  # a sharded strategy restores between the two
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.on_fit_start(trainer, pl_module)  # a sharded strategy restores between the two
+        self.note_batch_size(trainer, trainer.train_dataloader)
 
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
@@ -84,24 +88,17 @@ class RunRecorder(Callback):
         if trainer.world_size > 1:
             device = f"{trainer.world_size} x {device}; --trainer.devices 1 for one"
         lines.append(f"device   {device}")
-        size, batches = batch_size(trainer), batches_per_step(trainer)
-        if stage == "fit" and size and batches > 1:
-            total = f"{size * batches} samples a step"
-            lines.append(f"batch    {total}, {batches} batches of {size}")
         return lines
 
     def log_config(self, trainer: Trainer, stage: str) -> None:
         """Give every logger the whole configuration, and facts about this command under `run`."""
-        about: dict[str, Any] = {
+        self.about = {
             "command": self.command,
             "commit": git_commit(),
             "engine_version": __version__,
             "folder": str(self.run.folder),
         }
-        size = batch_size(trainer)
-        if stage == "fit" and size:
-            about["batch_size"] = size * batches_per_step(trainer)
-        config = {**self.config, "run": about}
+        config = {**self.config, "run": self.about}
         if self.checkpoint:
             config["ckpt_path"] = self.checkpoint
         for logger in trainer.loggers:
@@ -110,16 +107,32 @@ class RunRecorder(Callback):
                 logger.log_input_artifact(self.checkpoint or "")
                 print(f"W&B      {logger.status}", flush=True)
 
+    def note_batch_size(self, trainer: Trainer, loaders: Any) -> None:
+        """Say how many samples a step of the optimizer takes, where each takes as many."""
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        changes = any(isinstance(one, GradientAccumulationScheduler) for one in callbacks)
+        size = None if changes else batch_size(loaders)
+        if not self.active or size is None:
+            return
+        batches = trainer.world_size * trainer.accumulate_grad_batches
+        if batches > 1:
+            total = f"{size * batches} samples a step"
+            print(f"batch    {total}, {batches} batches of {size}", flush=True)
+        self.about["batch_size"] = size * batches
+        for logger in trainer.loggers:
+            if isinstance(logger, RunWandbLogger):
+                logger.log_hyperparams({"run": self.about})
 
-def batch_size(trainer: Trainer) -> int | None:
-    """Return the samples in a batch on one device, if the data module says so."""
-    size = getattr(trainer.datamodule, "batch_size", None)  # type: ignore[attr-defined]
-    return size if isinstance(size, int) else None
 
+def batch_size(loaders: Any) -> int | None:
+    """Return the samples in a batch on one device; None if there is no one number.
 
-def batches_per_step(trainer: Trainer) -> int:
-    """Return how many batches one step of the optimizer takes, on all ranks."""
-    return trainer.world_size * trainer.accumulate_grad_batches
+    Args:
+        loaders: A trainer's loaders.
+    """
+    flattened = CombinedLoader(loaders).flattened
+    sizes = [getattr(loader, "batch_size", None) for loader in flattened]
+    return sizes[0] if len(sizes) == 1 and isinstance(sizes[0], int) else None
 
 
 def best_or_last(trainer: Trainer) -> str:

@@ -210,7 +210,7 @@ class TrainState(Callback):
             restore_random_of(self._resume_order(saved, here), "before")
             if not saved.get("all_read"):
                 read_again(trainer, self.stateful_loaders)
-            self._restore_metrics(module, here)
+            self._restore_metrics(trainer, module, here)
             restore_random_of(here, "random")
         else:
             restore_random_of(here, "random")
@@ -225,13 +225,19 @@ class TrainState(Callback):
         before = self.order.resume(saved, here.get("ahead", []))
         return {"before": before} if before else {}
 
-    def _restore_metrics(self, module: LightningModule, here: dict[str, Any]) -> None:
+    def _restore_metrics(
+        self, trainer: Trainer, module: LightningModule, here: dict[str, Any]
+    ) -> None:
         on_device = move_data_to_device(
             {"states": here.get("states", {}), "means": here.get("means", {})}, module.device
         )
         for name, one in module.named_modules():
             vars(one).update(on_device["states"].get(name, {}))
         self.means = on_device["means"]
+        results = epoch_results(trainer)
+        for key in self.means.keys() & results.keys():  # logged by the hooks of the epoch's start
+            for name, value in self.means.pop(key).items():
+                setattr(results[key], name, value)
 
     # In the training.
 
