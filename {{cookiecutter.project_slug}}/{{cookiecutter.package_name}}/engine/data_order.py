@@ -84,6 +84,7 @@ class DataOrder:
         batches = SharedBatches(loader, position, rank)
         self._replace(loader, batches)
         check_shares(batches, self.trainer)
+        agree_on_generators(batches, self.trainer)
         return loader
 
     def _replace(self, loader: DataLoader, reader: Any) -> None:
@@ -223,3 +224,12 @@ def check_shares(batches: SharedBatches, trainer: Trainer) -> None:
         problem = f"{there} batches cannot be shared among {batches.ranks} ranks"
         hint = "--trainer.use_distributed_sampler false has each rank train on all of them"
         raise UsageError(f"train_dataloader: {problem}; {hint}")
+
+
+def agree_on_generators(batches: SharedBatches, trainer: Trainer) -> None:
+    """Have a generator that nobody has seeded be on each rank what it is on the first."""
+    kept = batches.kept.capture() if batches.ranks > 1 else {}
+    if kept:
+        first = trainer.strategy.broadcast(kept)
+        if not trainer.is_global_zero:
+            batches.kept.restore(first)

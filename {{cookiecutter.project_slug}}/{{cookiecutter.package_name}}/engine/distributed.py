@@ -232,6 +232,7 @@ class ExactEvaluation(Callback):
         self.in_padding = is_padding_batch(loaders, dataloader_idx, batch_idx)
         if self.in_padding:
             metrics = [item for item in pl_module.modules() if isinstance(item, Metric)]
+            metrics += current_results(trainer)
             self.states = [(metric, copy.deepcopy(metric.metric_state)) for metric in metrics]
 
     def on_validation_batch_end(
@@ -239,10 +240,11 @@ class ExactEvaluation(Callback):
     ) -> None:
         for metric, state in self.states:
             vars(metric).update(state)
+        known = {id(metric) for metric, _ in self.states}
         self.states = []
         for result in current_results(trainer):
             of_this_loader = result.meta.dataloader_idx in (None, dataloader_idx)
-            if self.in_padding and of_this_loader:
+            if self.in_padding and of_this_loader and id(result) not in known:
                 Metric.reset(result)  # the subclass's reset would forget that it was logged
             if result.meta.is_mean_reduction:
                 # As an integer it would have the mean of the ranks' sizes rounded.
