@@ -1,5 +1,8 @@
 """Modules and callbacks that set something when an epoch begins: what a resumed run needs too."""
 
+# mypy: ignore-errors
+# It is written as people write it, without types where they leave them out.
+
 import copy
 import time
 from typing import Any

@@ -4,6 +4,9 @@ Nothing in here knows of the template. A sample is its index and one random numb
 generator, as an augmentation would draw them.
 """
 
+# mypy: ignore-errors
+# It is written as people write it, without types where they leave them out.
+
 import random
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta

@@ -4,7 +4,7 @@ import importlib
 import logging
 import random
 import warnings
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -17,8 +17,9 @@ import torch
 from command import Commands
 from epoch_hooks import HOOKS, accumulation
 from lightning.pytorch import Callback, Trainer, seed_everything
-from loaders import KINDS, PAIRS, Data, Notes, loaders
-from torch.utils.data import BatchSampler
+from loaders import KINDS, PAIRS, Counted, Data, Noisy, Notes, Numbers, loaders
+from torch.utils.data import BatchSampler, DataLoader
+from torchdata.stateful_dataloader import StatefulDataLoader  # type: ignore[import-untyped]
 
 EPOCHS, BATCHES = 3, 8  # batches of an epoch, for those kinds that have no end
 
@@ -70,7 +71,7 @@ def fit(
 ) -> Notes:
     """Train `data` from seed 3, on the engine's order if `first` is given, else on stock's."""
     seed_everything(3, verbose=False)
-    model = model or Notes()
+    notes: Notes = model or Notes()
     trainer = Trainer(
         accelerator="cpu",
         devices=1,
@@ -81,8 +82,8 @@ def fit(
         callbacks=[*([first] if first else []), *callbacks],
         **{"max_epochs": EPOCHS, "enable_checkpointing": False, **options},
     )
-    trainer.fit(model, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-    return model
+    trainer.fit(notes, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    return notes
 
 
 def limit(kind: str) -> dict[str, Any]:
@@ -206,16 +207,16 @@ def test_a_run_that_ended_within_an_epoch_trains_the_rest_of_it(
 ) -> None:
     checkpoints = importlib.import_module("odd_duck.engine.checkpoints")
 
-    def last(name: str) -> Callback:
+    def last(name: str) -> Any:
         return checkpoints.LastCheckpoint(str(tmp_path / name))
 
     options: dict[str, Any] = {"enable_checkpointing": True}
     whole = fit(train_state(), Data(kind), callbacks=(last("a"),), **options)
-    ending = {"max_steps": steps} if how == "max_steps" else {}
+    ending: dict[str, Any] = {"max_steps": steps} if how == "max_steps" else {}
     stops = () if ending else (Stops(steps),)
     first = fit(train_state(), Data(kind), callbacks=(*stops, last("b")), **ending, **options)
     file = tmp_path / "b" / "last.ckpt"
-    limit = {"max_steps": 24} if ending else {}
+    limit: dict[str, Any] = {"max_steps": 24} if ending else {}
     second = fit(train_state(), Data(kind), None, file, (last("c"),), **limit, **options)
     rows = [row for row in (*first.rows, *second.rows) if row[0] == "train"]
     assert rows == [row for row in whole.rows if row[0] == "train"]
@@ -374,3 +375,106 @@ def test_loaders_and_the_strategy_are_as_they_were_after_the_training(train_stat
     assert type(data.made) is kind
     assert data.made.generator is None
     assert sorted(int(sample[0]) for batch in data.made for sample in batch) == list(range(32))
+
+
+# Streams, and what a sampler or a dataset keeps.
+
+
+class Streams(Data):
+    """A stream with a state, or a loader that keeps one."""
+
+    def train_dataloader(self) -> Any:
+        if self.kind == "a dataset with generators":
+            return DataLoader(Noisy(), batch_size=4, shuffle=True, num_workers=self.workers)
+        if self.kind == "a loader with a state":
+            loader = StatefulDataLoader(
+                Numbers(), batch_size=4, shuffle=True, num_workers=self.workers
+            )
+            return loader
+        return DataLoader(Counted(), batch_size=4, num_workers=self.workers)
+
+
+@pytest.mark.parametrize("model", [Notes, HOOKS["a schedule by the estimated steps"][0]])
+@pytest.mark.parametrize(
+    "kind", ["a stream with a state", "a loader with a state", "a dataset with generators"]
+)
+def test_what_has_a_state_is_resumed_by_it(
+    kind: str, model: Any, train_state: Any, tmp_path: Path
+) -> None:
+    sizes = {} if kind != "a stream with a state" or model is Notes else {"max_steps": 24}
+    wrong = resumed_wrongly(
+        train_state, tmp_path, slice(1, None, 3), model, data=lambda: Streams(kind), **sizes
+    )
+    assert [name for name in wrong if "batch" in name] == []
+    if kind != "a loader with a state":  # Lightning saves it, but not at an epoch's end
+        assert wrong == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "workers", "said"),
+    [
+        ("a stream", 1, "an IterableDataset without state_dict in workers"),
+        ("a dataset with generators", 1, "a generator in its dataset, used by workers"),
+        ("a dataset with generators", 0, ""),
+        ("a loader with a state", 0, ""),
+    ],
+)
+def test_what_cannot_be_exact_is_said_at_the_start(
+    kind: str, workers: int, said: str, train_state: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fit(train_state(), Streams(kind, workers), max_steps=1)
+    out = capsys.readouterr().out
+    assert ("bit-for-bit" in out) == bool(said)
+    assert said in out
+
+
+class Kept:
+    def __init__(self, **values: Any) -> None:
+        vars(self).update(values)
+
+
+def test_a_sampler_that_keeps_an_iterator_is_named(command: Commands) -> None:
+    module = importlib.import_module("odd_duck.engine.sampler_state")
+    sampler = Kept(order=[1], rest=iter([1, 2]))
+    assert module.SamplerState({"sampler": sampler}).unknown == ["rest"]
+
+
+def test_a_state_is_restored_over_another_and_loads_without_running_code(
+    command: Commands, tmp_path: Path
+) -> None:
+    module = importlib.import_module("odd_duck.engine.sampler_state")
+
+    def make() -> Any:
+        kept = Kept(
+            generators={"a": [np.random.RandomState(1)], "b": random.Random(1)},
+            torch=torch.Generator().manual_seed(1),
+            order=np.arange(5),
+            queue=deque([1, 2]),
+            seen={3},
+            rate=np.float32(0.5),
+            weights=torch.ones(3),
+            nested=Kept(count=0),
+        )
+        return kept, module.SamplerState({"sampler": kept})
+
+    one, state = make()
+    drawn = one.generators["a"][0].random(), one.generators["b"].random()
+    torch.rand(1, generator=one.torch)
+    one.order[:] = one.order[::-1].copy()
+    one.queue.append(3)
+    one.seen.add(4)
+    one.rate, one.nested.count = np.float32(0.25), 7
+    one.weights.mul_(2)
+    torch.save(state.capture(), tmp_path / "state")
+    other, again = make()
+    again.restore(torch.load(tmp_path / "state", weights_only=True))
+    assert other.generators["a"][0].random() == one.generators["a"][0].random() != drawn[0]
+    assert other.generators["b"].random() == one.generators["b"].random() != drawn[1]
+    assert torch.equal(torch.rand(1, generator=other.torch), torch.rand(1, generator=one.torch))
+    assert other.order.tolist() == [4, 3, 2, 1, 0]
+    assert (other.queue, other.seen, other.nested.count) == (deque([1, 2, 3]), {3, 4}, 7)
+    assert other.rate == np.float32(0.25)
+    assert other.weights.tolist() == [2, 2, 2]
+    one.nested.count = 0  # as at first: it must be restored nevertheless
+    again.restore(state.capture())
+    assert other.nested.count == 0
