@@ -236,8 +236,10 @@ class SharedBatches:
         training = now.position.training
         if self.shares_samples:
             rest = [index for batch in group for index in batch]
-            share = rest[self.rank :: self.ranks][: len(rest) // self.ranks if training else None]
-            padding = rest[:1]
+            share: Any = rest[self.rank :: self.ranks][
+                : len(rest) // self.ranks if training else None
+            ]
+            padding: Any = rest[:1]
         else:
             share = group[self.rank] if self.rank < len(group) and not training else None
             padding = group[0]

@@ -225,7 +225,7 @@ def record_indices(loader: Any) -> list[Any] | None:
     Lightning's wrapper of a batch sampler gives them to prediction writers. Without it a writer
     does not know which samples it is given, and says so.
     """
-    wrapper = getattr(loader, "batch_sampler", None)
+    wrapper: Any = getattr(loader, "batch_sampler", None)
     if not hasattr(wrapper, "_batch_sampler"):
         return None
     wrapper.seen_batch_indices = []
@@ -242,7 +242,8 @@ def read_by(loader: Any, reader: Any) -> None:
     Raises:
         RunError: If this release of torch has no such property.
     """
-    kind, generator = type(loader), loader.generator
+    kind: Any = type(loader)
+    generator = loader.generator
     if not hasattr(kind, "_index_sampler"):
         raise RunError("this release of torch reads loaders in another way")
 
@@ -302,7 +303,8 @@ def share_like_lightning(trainer: Trainer, loader: Any) -> Any:
     except GONE as error:
         raise RunError(f"this release of Lightning cannot share a loader: {error}") from error
     try:
-        return prepare(loader, shuffle=shuffle, mode=trainer.state.stage)
+        stage: Any = trainer.state.stage
+        return prepare(loader, shuffle=shuffle, mode=stage)
     finally:
         options.use_distributed_sampler = False
 
@@ -370,7 +372,7 @@ def last_reloads(trainer: Trainer, epochs: list[Any] | None = None) -> list[Any]
     """
     loop: Any = trainer.fit_loop
     validation = loop.epoch_loop.val_loop
-    if not trainer.reload_dataloaders_every_n_epochs:
+    if not vars(trainer).get("reload_dataloaders_every_n_epochs"):
         return None
     if epochs is not None:
         loop._last_train_dl_reload_epoch, validation._last_val_dl_reload_epoch = epochs
@@ -398,4 +400,5 @@ def run_of_parent(logger: WandbLogger) -> Any:
     import wandb
 
     attach_id = vars(logger).get("_attach_id")
-    return wandb._attach(attach_id) if attach_id else None
+    client: Any = wandb
+    return client._attach(attach_id) if attach_id else None

@@ -33,9 +33,10 @@ class RandomStream:
 
     def _swap(self) -> None:
         """Exchange the states of the process for those kept here."""
-        process = torch.get_rng_state(), np.random.get_bit_generator(), random.getstate()
+        numpy: Any = np.random
+        process = torch.get_rng_state(), numpy.get_bit_generator(), random.getstate()
         torch.set_rng_state(self._states[0])
-        np.random.set_bit_generator(self._states[1])
+        numpy.set_bit_generator(self._states[1])
         random.setstate(self._states[2])
         self._states = process
 
