@@ -234,15 +234,15 @@ class SharedBatches:
         if complete:
             return group[self.rank]
         training = now.position.training
+        share: Any = None
         if self.shares_samples:
             rest = [index for batch in group for index in batch]
-            share: Any = rest[self.rank :: self.ranks][
-                : len(rest) // self.ranks if training else None
-            ]
+            share = rest[self.rank :: self.ranks][: len(rest) // self.ranks if training else None]
             padding: Any = rest[:1]
         else:
-            share = group[self.rank] if self.rank < len(group) and not training else None
             padding = group[0]
+            if self.rank < len(group) and not training:
+                share = group[self.rank]
         if share or training or not self.pads:
             return share or None
         now.padding = now.place - now.begin
