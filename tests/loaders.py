@@ -227,6 +227,14 @@ class Free:
         return iter(order.view(-1, self.size).tolist())
 
 
+class Arrays(Free):
+    """Yields arrays of numpy, each a batch."""
+
+    def __iter__(self) -> Iterator[Any]:
+        order = np.random.permutation(self.n)
+        return iter(np.split(order, len(self)))
+
+
 class TokenBudget:
     """Batches of unequal size, whose number depends on the shuffling: no length."""
 
@@ -333,6 +341,7 @@ def loaders(workers: int = 0) -> dict[str, Callable[[], Any]]:
         "bucketed": lambda: batched(Bucketed(RandomSampler(data), SIZE)),
         "bucketed by its own order": lambda: batched(Bucketed(Shuffles(), SIZE)),
         "free": lambda: batched(Free()),
+        "arrays": lambda: batched(Arrays()),
         "token budget": lambda: batched(TokenBudget()),
         "no batch size": lambda: DataLoader(
             Batches(),

@@ -253,7 +253,11 @@ def shares(kind: str, ranks: int, training: bool, module: Any) -> list[tuple[lis
 
 
 def indices(batches: list[Any]) -> list[Any]:
-    return [index for batch in batches for index in (batch if isinstance(batch, list) else [batch])]
+    return [
+        index
+        for batch in batches
+        for index in (batch if isinstance(batch, list | np.ndarray) else [batch])
+    ]
 
 
 @pytest.mark.parametrize("ranks", [2, 3])

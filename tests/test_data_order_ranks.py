@@ -18,6 +18,7 @@ import torch
 from lightning.pytorch import LightningDataModule, Trainer, seed_everything
 from lightning.pytorch.strategies import DDPStrategy
 from torch.utils.data import DataLoader, SequentialSampler
+from torchdata.stateful_dataloader import StatefulDataLoader
 from loaders import Bucketed, Data, Endless, Free, Notes, Numbers, loaders
 from my_project.engine.distributed import ExactEvaluation
 from my_project.engine.train_state import TrainState
@@ -34,8 +35,23 @@ class Unseeded(Endless):
         return iter(self.generator.permutation(self.n).tolist())
 
 
+class KeepsItsIterator(DataLoader):
+    # It makes its iterator in its constructor, as the loader of ultralytics does.
+
+    def __init__(self, dataset, **options):
+        super().__init__(dataset, **options)
+        self.kept = super().__iter__()
+
+    def __iter__(self):
+        return iter(list(self.kept) if self.kept else [])
+
+
 class TwoRanks(Data):
     def train_dataloader(self):
+        if self.kind == "a loader with a state":
+            return StatefulDataLoader(Numbers(), batch_size=4, shuffle=True)
+        if self.kind == "a loader that keeps its iterator":
+            return KeepsItsIterator(Numbers(), batch_size=4)
         if self.kind == "unseeded":
             return DataLoader(Numbers(), batch_size=4, sampler=Unseeded())
         return super().train_dataloader()
@@ -80,6 +96,9 @@ with open(f"{sys.argv[1]}-{os.environ['RANK']}.json", "w") as file:
 """
 SHARED = ("shuffle", "in order", "bucketed", "weighted", "subset", "bucketed by its own order")
 OURS = (
+    "a loader with a state",
+    "a loader that keeps its iterator",
+    "arrays",
     "free",
     "texts",
     "slices",
@@ -132,6 +151,8 @@ def test_two_ranks_train_on_other_samples_and_on_equally_many_batches(
 ) -> None:
     for number in (0, 1):
         one, other = (epoch(rank[task], "train", number) for rank in ranks)
+        if number and "keeps its iterator" in task:
+            continue  # which has only one
         assert len(one) == len(other) > 0
         if not task.startswith(("weighted", "endless")):  # which draw some twice
             both = Counter(index for batch in one + other for index in batch)

@@ -128,7 +128,7 @@ class SharedBatches:
         found = SamplerState({}, self.loader.dataset).capture()
         return bool(self.loader.num_workers and found)
 
-    def batches_read_ahead(self, batch: int) -> list[Any] | None:
+    def batches_read_ahead(self, batch: int) -> Any:
         """Return the batches of this rank that are read but not done; None if they are not plain.
 
         Args:
@@ -139,7 +139,7 @@ class SharedBatches:
             return []
         ahead = [indices for place, indices in current.read if place >= batch]
         complete = len(ahead) == max(current.place - batch, 0)
-        return ahead if complete and is_plain(ahead) else None
+        return encode(ahead) if complete and is_plain(ahead) else None
 
     def resume(self, state: dict[str, Any], ahead: list[Any] | None, cycles: bool = False) -> None:
         """Have the next pass begin where a checkpoint was written.
@@ -150,7 +150,7 @@ class SharedBatches:
             cycles: Whether a CombinedLoader reads this loader again until a longer one ends,
                 without knowing how long they are.
         """
-        self.resumed = {**state, "ahead": ahead, "cycles": cycles}
+        self.resumed = {**state, "ahead": decode(ahead), "cycles": cycles}
 
     def _read(self) -> Iterator[Any]:
         """Yield the batches of a pass."""
@@ -237,14 +237,15 @@ class SharedBatches:
         share: Any = None
         if self.shares_samples:
             rest = [index for batch in group for index in batch]
-            share = rest[self.rank :: self.ranks][: len(rest) // self.ranks if training else None]
+            limit = len(rest) // self.ranks if training else None
+            share = rest[self.rank :: self.ranks][:limit] or None
             padding: Any = rest[:1]
         else:
             padding = group[0]
             if self.rank < len(group) and not training:
                 share = group[self.rank]
-        if share or training or not self.pads:
-            return share or None
+        if share is not None or training or not self.pads:
+            return share
         now.padding = now.place - now.begin
         return padding
 

@@ -72,7 +72,8 @@ class DataOrder:
         if not isinstance(loader, DataLoader) or reader_of(loader) is not None:
             return loader
         if is_stateful(loader) or has_iterator_already(loader):
-            return share_like_lightning(self.trainer, loader)
+            several = self.trainer.world_size > 1
+            return share_like_lightning(self.trainer, loader) if several else loader
         position = partial(self._position, loader)
         if isinstance(loader.dataset, IterableDataset):
             if loader.num_workers or not is_stateful(loader.dataset):
