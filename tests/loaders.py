@@ -331,6 +331,7 @@ def loaders(workers: int = 0) -> dict[str, Callable[[], Any]]:
         "unsized": lambda: sampled(Unsized()),
         "lazy": lambda: sampled(Lazy()),
         "shuffles": lambda: sampled(Shuffles()),
+        "steered": lambda: sampled(Steered()),
         "shuffles lists": lambda: sampled(ShufflesLists()),
         "stateful": lambda: sampled(Stateful()),
         "curriculum": lambda: sampled(Curriculum()),

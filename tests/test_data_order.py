@@ -224,6 +224,22 @@ def test_a_run_that_ended_within_an_epoch_trains_the_rest_of_it(
         assert torch.equal(one, other)
 
 
+class Steers(Callback):
+    """Tells the sampler what to yield, in the middle of an epoch."""
+
+    def on_train_batch_end(self, trainer: Any, *args: Any) -> None:
+        if args[-1] in (2, 6):
+            trainer.datamodule.made.sampler.only = 31 if args[-1] == 2 else None
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_what_the_training_has_told_a_sampler_counts_in_a_resumed_run(
+    workers: int, train_state: Any, tmp_path: Path
+) -> None:
+    how = {"data": lambda: Data("steered", workers), "callbacks": lambda: (Steers(),)}
+    assert resumed_wrongly(train_state, tmp_path, slice(None, None, 1 + workers), **how) == []
+
+
 def test_a_limit_that_is_lifted_again_leaves_nothing_out(train_state: Any, tmp_path: Path) -> None:
     folder = tmp_path / "a"
     folder.mkdir()
@@ -482,3 +498,4 @@ def test_a_state_is_restored_over_another_and_loads_without_running_code(
     one.nested.count = 0  # as at first: it must be restored nevertheless
     again.restore(state.capture())
     assert other.nested.count == 0
+    assert again.capture()["sampler.nested.count"] == 0  # for the next one that resumes

@@ -42,6 +42,7 @@ FOREIGN = {*sys.stdlib_module_names, "lightning", "numpy", "torch", "wandb"}
 SCALARS = {type(None), bool, int, float, str}
 CONTAINERS = (list, tuple, dict, deque, set)
 FEW = 100  # items; a longer list that is no plain value is not searched
+OBJECT = "()"  # ends the path of a generator, and of what has a `state_dict`
 KIND, VALUE = "__kind__", "value"  # of what torch.load would not read as it is
 
 
@@ -64,9 +65,10 @@ class SamplerState:
     def __init__(self, samplers: dict[str, Any], dataset: Any = None) -> None:
         self.samplers = samplers
         self.dataset = dataset
-        self.initial: dict[str, bytes] = {}  # digests of the values at first
         self.changed: set[str] = set()  # paths of the values that were others since
         self.unknown: list[str] = []  # attributes that keep a state which no checkpoint can hold
+        values = ((path, value) for path, value, _ in self._slots() if is_plain(value))
+        self.initial = {path: digest(value) for path, value in values}  # what they are at first
         self.capture()
 
     def capture(self) -> dict[str, Any]:
@@ -77,12 +79,11 @@ class SamplerState:
             if isinstance(value, Iterator):
                 self.unknown.append(path.partition(".")[2])
             elif isinstance(value, GENERATORS):
-                found[path] = encode(generator_state(value))
+                found[path + OBJECT] = encode(generator_state(value))
             elif is_stateful(value):
-                found[path] = encode(value.state_dict())
+                found[path + OBJECT] = encode(value.state_dict())
             else:
-                now = digest(value)
-                if self.initial.setdefault(path, now) != now:
+                if self.initial.get(path) != digest(value):
                     self.changed.add(path)
                 if path in self.changed:
                     found[path] = encode(value)
@@ -90,27 +91,38 @@ class SamplerState:
 
     def restore(self, saved: dict[str, Any]) -> None:
         """Put back what `capture` returned."""
-        self.changed |= saved.keys()
-        for path, value, assign in self._slots():
-            if path not in saved:
-                continue
-            before = decode(saved[path])
-            if isinstance(value, GENERATORS):
-                set_generator_state(value, before)
-            elif is_stateful(value):
-                value.load_state_dict(before)
-            elif not set_in_place(value, before) and assign is not None:
-                assign(before)
+        self.changed |= {path for path in saved if not path.endswith(OBJECT)}
+        owners: dict[str, Any] = {}
+        missing = dict(saved)  # values that the sampler did not have at first
+        for path, value, assign in self._slots(owners):
+            missing.pop(path, None)
+            if path + OBJECT in saved:
+                restore_object(value, decode(saved[path + OBJECT]))
+            elif path in saved:
+                before = decode(saved[path])
+                if not set_in_place(value, before) and assign is not None:
+                    assign(before)
+        for path, value in missing.items():
+            owner, _, name = path.rpartition(".")
+            if hasattr(owners.get(owner), "__dict__") and not path.endswith(OBJECT):
+                setattr(owners[owner], name, decode(value))
 
-    def _slots(self) -> Iterator[Slot]:
-        """Yield what is read as a whole, in the order in which it is found."""
+    def _slots(self, owners: dict[str, Any] | None = None) -> Iterator[Slot]:
+        """Yield what is read as a whole, in the order in which it is found.
+
+        Args:
+            owners: Is given the objects that hold them, by their path.
+        """
+        owners = {} if owners is None else owners
         samplers = [Slot(name, one, None) for name, one in self.samplers.items()]
-        yield from search(samplers, ignored=self.dataset)
+        yield from search(samplers, owners, ignored=self.dataset)
         if self.dataset is not None:
-            yield from search([Slot("dataset", self.dataset, None)], generators_only=True)
+            yield from search([Slot("dataset", self.dataset, None)], owners, generators_only=True)
 
 
-def search(todo: list[Slot], ignored: Any = None, generators_only: bool = False) -> Iterator[Slot]:
+def search(
+    todo: list[Slot], owners: dict[str, Any], ignored: Any = None, generators_only: bool = False
+) -> Iterator[Slot]:
     """Yield what some values hold that is read as a whole."""
     seen: set[int] = set()
     for slot in todo:  # which grows meanwhile
@@ -121,6 +133,7 @@ def search(todo: list[Slot], ignored: Any = None, generators_only: bool = False)
             yield slot
         elif id(value) not in seen and may_hold(value):
             seen.add(id(value))
+            owners[slot.path] = value
             todo += children(slot)
 
 
@@ -198,13 +211,16 @@ def generator_state(generator: Any) -> Any:
     return generator.getstate()
 
 
-def set_generator_state(generator: Any, state: Any) -> None:
-    if isinstance(generator, np.random.Generator):
-        generator.bit_generator.state = state
-    elif isinstance(generator, random.Random):
-        generator.setstate(state)
+def restore_object(one: Any, state: Any) -> None:
+    """Put back the state of a generator, or of what has a `state_dict`."""
+    if isinstance(one, np.random.Generator):
+        one.bit_generator.state = state
+    elif isinstance(one, random.Random):
+        one.setstate(state)
+    elif isinstance(one, GENERATORS):
+        one.set_state(state)
     else:
-        generator.set_state(state)
+        one.load_state_dict(state)
 
 
 def set_in_place(value: Any, before: Any) -> bool:
