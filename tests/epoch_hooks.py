@@ -102,6 +102,20 @@ class Frozen(Backbone):
         return torch.optim.SGD(self.parameters(), 0.01)
 
 
+class FrozenWithin(Backbone):
+    """Trains a layer in the first batches of each epoch only."""
+
+    def on_train_epoch_start(self) -> None:
+        self.backbone[0].requires_grad_(True)
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        if batch_idx == 2:
+            self.backbone[0].requires_grad_(False)
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+
 class Estimated(Notes):
     """Sizes its schedule by the trainer's own count of steps."""
 
@@ -166,6 +180,7 @@ HOOKS: dict[str, tuple[Any, Any]] = {  # a module, and what makes the callbacks
     "a target network": (Target, tuple),
     "a learning rate by hand": (Halved, tuple),
     "a layer that is frozen": (Frozen, tuple),
+    "a layer that is frozen within an epoch": (FrozenWithin, tuple),
     "drawn at the start": (DrawsAtStart, tuple),
     "a schedule by epoch": (ByEpoch, tuple),
     "a schedule by the estimated steps": (Estimated, tuple),
