@@ -3,10 +3,12 @@
     python tests/chaos.py --rounds 100
 
 A round draws a configuration and moments from its seed, which is printed: `--seed N --rounds 1`
-repeats it. The plan is the same then; the exact instant depends on the machine. Moments follow what
-the run shows: a number of steps, a checkpoint that is being written, a validation, or seconds
-alone. What must be equal in the end: every tensor and number in every checkpoint, which files there
-are, each row of metrics.csv, config.yaml, W&B's history and its `best/*`.
+repeats it. The plan is the same then; the exact instant depends on the machine. The configuration
+has a kind of training loader, a schedule and at times a callback. Moments follow what the run
+shows: a number of steps, a checkpoint that is being written, a validation, or seconds alone. At
+times a start is not killed, but ended by `max_steps`, and then resumed without that limit. What
+must be equal in the end: every tensor and number in every checkpoint, which files there are, each
+row of metrics.csv, config.yaml, W&B's history and its `best/*`.
 
 Most starts are forks of one process that has imported torch, Lightning and wandb, and nothing of
 the project: that saves four of five seconds and tests the same. A fork is a separate process that
@@ -38,7 +40,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from multiprocessing import get_context, set_start_method
@@ -48,11 +50,43 @@ from typing import Any
 
 import torch
 from bakery import bake, environment
+from loaders import KINDS, PAIRS
 from wandb_record import records
 from wandb_server import WandbServer
 
-EPOCHS = 3
-STEPS = {1: 19, 2: 9}  # of an epoch, by the number of devices
+DIGITS = "digits"  # the example's own loader; the other kinds are those of loaders.py
+OWN_KINDS = ("own generators", "stream", "steered")  # of the research
+# Batches of an epoch, at most, on one device and on two.
+BATCHES = {
+    DIGITS: (19, 9),
+    "an incomplete last batch": (7, 4),
+    "drop_last": (6, 3),
+    "token budget": (6, 3),
+    "single samples": (32, 16),
+    "min_size": (3, 1),
+}
+UNSIZED = ("unsized", "token budget", "stream", "cycle, unsized")
+WITHOUT_WORKERS = ("own generators", "stream")  # else they do not resume bit-for-bit, and say so
+ACCUMULATION = {0: 1, 1: 2, 3: 3}  # batches for a step, from an epoch on
+SCHEDULES = {
+    "cycle": "--model.lr_scheduler OneCycleLR --model.lr_scheduler.max_lr 0.02"
+    " --model.lr_scheduler.total_steps STEPS",
+    "estimated": "--model.estimated true",
+    "epochs": "--model.lr_scheduler StepLR --model.lr_scheduler.step_size 1"
+    " --model.lr_scheduler.gamma 0.7",
+    "plateau": "--model.lr_scheduler lightning.pytorch.cli.ReduceLROnPlateau"
+    " --model.lr_scheduler.monitor val/loss --model.lr_scheduler.patience 0",
+}
+AVERAGES = "--callbacks.averages"
+EXTRAS = {
+    "hook": "--model.hook true",
+    "reload": "--trainer.reload_dataloaders_every_n_epochs 1",
+    "accumulation": "--callbacks.accumulation GradientAccumulationScheduler"
+    f" --callbacks.accumulation.scheduling {json.dumps(ACCUMULATION).replace(' ', '')}",
+    "EMA": f"{AVERAGES} EMAWeightAveraging {AVERAGES}.decay 0.9",
+    "SWA": f"{AVERAGES} StochasticWeightAveraging {AVERAGES}.swa_lrs 0.005"
+    f" {AVERAGES}.swa_epoch_start 1 {AVERAGES}.annealing_epochs 2",
+}
 PATIENCE = 120  # seconds that one start may take
 # Seconds in which what a killed process leaves must end: a worker looks for its parent every 5.
 GRACE = 8
@@ -67,13 +101,17 @@ import os
 import random
 import shutil
 import time
+from functools import partial
 
+import loaders
 import numpy
 import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.cli import LRSchedulerCallable
 from lightning.pytorch.loggers.logger import DummyLogger
 from torch.nn import functional as F
+from torch.optim.lr_scheduler import OneCycleLR
+from torch.utils.data import DataLoader, DistributedSampler
 from torchmetrics.classification import MulticlassAccuracy
 
 from PACKAGE.data import Digits, Images
@@ -92,10 +130,62 @@ class NoisyImages(Images):
         return images + 0.1 * torch.randn_like(images), labels
 
 
+class Shares(loaders.Shares):
+    """Knows of ranks itself, and how many samples one of them reads."""
+
+    def __len__(self):
+        return self.n // self.num_replicas
+
+
+def kinds(workers, ranks, rank):
+    """Return what makes each kind of loader: of a sample's index, and random numbers."""
+    data = loaders.Numbers()
+    load = partial(DataLoader, batch_size=loaders.SIZE)
+    shares = Shares()
+    shares.num_replicas, shares.rank = ranks, rank
+    distributed = DistributedSampler(data, ranks, rank)
+    return loaders.loaders(workers) | {
+        "own generators": lambda: load(loaders.Noisy(), shuffle=True),
+        "stream": lambda: load(loaders.Counted()),
+        "steered": lambda: load(data, sampler=loaders.Steered(), num_workers=workers),
+        "shares": lambda: load(data, sampler=shares, num_workers=workers),
+        "a distributed sampler": lambda: load(data, sampler=distributed, num_workers=workers),
+    }
+
+
 class NoisyDigits(Digits):
-    def __init__(self, batch_size: int = 64, num_workers: int = 0, noise: bool = False):
+    def __init__(
+        self,
+        batch_size: int = 64,
+        num_workers: int = 0,
+        noise: bool = False,
+        kind: str = "digits",
+    ):
         super().__init__(batch_size, num_workers)
         self.noise = noise
+        self.kind = kind
+
+    def train_dataloader(self):
+        if self.kind == "digits":
+            return super().train_dataloader()
+        ranks = self.trainer.world_size, self.trainer.global_rank
+        return kinds(self.num_workers, *ranks)[self.kind]()
+
+    def val_dataloader(self):
+        if self.kind == "digits":
+            return super().val_dataloader()
+        sampler = loaders.Shuffles(len(self.val))
+        return DataLoader(self.val, self.batch_size, sampler=sampler, collate_fn=tuple)
+
+    def on_after_batch_transfer(self, batch, dataloader_idx):
+        """Makes images of the indices and random numbers that a loader of another kind yields."""
+        if isinstance(batch, tuple | list):
+            return batch
+        parts = batch.values() if isinstance(batch, dict) else [batch]
+        rows = torch.cat([part.reshape(-1, 4) for part in parts if part is not None])
+        images, labels = self.train[rows[:, 0].long()]
+        noise = 0.1 * rows[:, 1:].sum(1).float() if self.noise else torch.zeros(len(rows))
+        return images + noise.view(-1, 1, 1, 1), labels
 
     def setup(self, stage):
         super().setup(stage)
@@ -112,25 +202,46 @@ class Restless(Classifier):
         lr_scheduler: LRSchedulerCallable | None = None,
         ballast: int = 0,
         pace: float = 0.0,
+        hook: bool = False,
+        estimated: bool = False,
     ):
         super().__init__(num_classes, width, 0.25, lr, None, lr_scheduler)
         # So that writing takes a while.
         self.ballast = torch.nn.Parameter(torch.zeros(ballast), requires_grad=False)
-        self.pace = pace
+        self.pace, self.hook, self.estimated = pace, hook, estimated
+        # What the hook of an epoch's start sets.
+        self.temperature, self.mask = 1.0, torch.ones(())
+        self.register_buffer("factor", torch.ones(()))
         self.train_acc = MulticlassAccuracy(num_classes, average="micro")
 
     def training_step(self, batch, batch_idx):
         time.sleep(self.pace)
         images, labels = batch
         images = images.flip(-1) if random.random() < 0.5 else images
-        logits = self(images + 0.1 * float(numpy.random.rand()))
+        logits = self(self.mask * images + 0.1 * float(numpy.random.rand()))
+        logits = self.factor * logits / self.temperature
         loss = F.cross_entropy(logits, labels)
         self.train_acc.update(logits, labels)
         self.log("train/loss", loss)
         self.log("train/acc", self.train_acc, on_step=False, on_epoch=True)
         return loss
 
+    def configure_optimizers(self):
+        if self.estimated:
+            steps = int(self.trainer.estimated_stepping_batches)
+            self.lr_scheduler = partial(OneCycleLR, max_lr=0.02, total_steps=steps)
+        return super().configure_optimizers()
+
+    def on_train_epoch_start(self):
+        if self.hook:
+            self.temperature = 1.0 + 0.2 * self.current_epoch
+            self.mask = (torch.rand(1, 8, 8) < 0.8).float()
+            self.factor.mul_(0.9)
+
     def on_train_batch_start(self, batch, batch_idx):
+        sampler = getattr(self.trainer.train_dataloader, "sampler", None)
+        if hasattr(sampler, "only"):
+            sampler.only = batch_idx if batch_idx % 3 else None
         mark(f"step {self.trainer.global_step} {batch_idx + 1}/{self.trainer.num_training_batches}")
 
     def on_validation_start(self):
@@ -172,9 +283,10 @@ class Cost(Callback):
 
 
 def write_research(project: Path, folder: Path) -> None:
-    """Writes `chaotic.py`, for a project, into a folder."""
+    """Writes `chaotic.py` and the loaders that it reads, for a project, into a folder."""
     package = next(file.parent.parent.name for file in project.glob("*/engine/__init__.py"))
     (folder / "chaotic.py").write_text(RESEARCH.lstrip().replace("PACKAGE", package))
+    shutil.copy(Path(__file__).with_name("loaders.py"), folder)
 
 
 # Starts
@@ -461,11 +573,20 @@ class Verdict:
     doubled: int = 0
     late: int = 0  # which only a sync brought
 
-    def history(self, what: str, expected: dict[Kind, Any], got: dict[Kind, Any]) -> None:
+    def history(
+        self,
+        what: str,
+        expected: dict[Kind, Any],
+        got: dict[Kind, Any],
+        limits: Sequence[int] = (),
+    ) -> None:
         """Compare the rows of W&B: none may be missing, a repeated row must be equal."""
         lost = [kind for kind in expected if len(got.get(kind, ())) < len(expected[kind])]
         wrong = [
-            kind for kind in got if any(row not in expected.get(kind, ()) for row in got[kind])
+            kind
+            for kind in got
+            if any(row not in expected.get(kind, ()) for row in got[kind])
+            and not is_of_cut(*kind, limits)
         ]
         if what == "W&B's files":
             self.lost += len(lost)
@@ -478,53 +599,73 @@ class Verdict:
                 self.differences.append(f"{what}: {len(kinds)} rows {said}, {shown}")
 
 
-def compare(reference: Path, run: Path) -> Verdict:
-    """Compares all that two runs left on the disk."""
+def compare(reference: Path, run: Path, limits: Sequence[int] = ()) -> Verdict:
+    """Compare all that two runs left on the disk.
+
+    Args:
+        reference: The folder of the undisturbed run.
+        run: The folder of the other.
+        limits: Each `max_steps` at which the other was ended, to be resumed.
+    """
     verdict = Verdict()
-    found = verdict.differences
+    verdict.differences += unlike_files(reference, run)
+    for file in sorted(run.glob("checkpoints/*.ckpt")):
+        if (same := reference / "checkpoints" / file.name).exists():
+            verdict.differences += unlike_checkpoints(same, file, bool(limits))
+    if (reference / "config.yaml").read_bytes() != (run / "config.yaml").read_bytes():
+        verdict.differences.append("config.yaml: differs")
+    verdict.differences += unlike_rows(rows(reference), rows(run), limits)
+    expected = by_kind(recorded_history(reference))
+    got = by_kind(recorded_history(run))
+    verdict.history("W&B's files", expected, got, limits)
+    return verdict
+
+
+def unlike_files(reference: Path, run: Path) -> Iterator[str]:
+    """Which files one of two runs has alone."""
     for folder in (".", "checkpoints"):
         expected, got = (
             {file.name for file in (root / folder).iterdir()} for root in (reference, run)
         )
-        found += [
-            f"{name}: {'lost' if name in expected else 'left over'}"
-            for name in sorted(expected ^ got)
-        ]
-    found += [
-        f"{Path(file).relative_to(run.parent)}: left over"
-        for file in unfinished(run)
-        if TEMPORARY in file
-    ]
-    for file in sorted(run.glob("checkpoints/*.ckpt")):
-        if (same := reference / "checkpoints" / file.name).exists():
-            contents = (
-                anonymous(torch.load(path, weights_only=True), path.parents[1].name)
-                for path in (same, file)
-            )
-            expected_parts, got_parts = contents
-            for part in dict.fromkeys([*expected_parts, *got_parts]):
-                if texts := list(unlike(expected_parts.get(part), got_parts.get(part))):
-                    found.append(
-                        f"{file.name}, {part}: {texts[0]}, and {len(texts) - 1} more differences"
-                    )
-    if (reference / "config.yaml").read_bytes() != (run / "config.yaml").read_bytes():
-        found.append("config.yaml: differs")
-    expected_rows, got_rows = rows(reference), rows(run)
-    if expected_rows != got_rows:
-        counts = [
-            Counter(json.dumps(row, sort_keys=True) for row in table)
-            for table in (expected_rows, got_rows)
-        ]
-        lost, more = (sum((one - other).values()) for one, other in itertools.permutations(counts))
-        found.append(
-            f"metrics.csv: {lost} rows lost, {more} wrong or repeated"
-            if lost or more
-            else "metrics.csv: order"
-        )
-    verdict.history(
-        "W&B's files", by_kind(recorded_history(reference)), by_kind(recorded_history(run))
+        for name in sorted(expected ^ got):
+            yield f"{name}: {'lost' if name in expected else 'left over'}"
+    for file in unfinished(run):
+        if TEMPORARY in file:
+            yield f"{Path(file).relative_to(run.parent)}: left over"
+
+
+def unlike_checkpoints(same: Path, file: Path, limited: bool) -> Iterator[str]:
+    """Where two checkpoints differ, save in `max_steps` if the run was ended by that."""
+    expected, got = (
+        anonymous(torch.load(path, weights_only=True), path.parents[1].name)
+        for path in (same, file)
     )
-    return verdict
+    if limited:
+        got["engine"]["config"]["trainer"]["max_steps"] = -1
+    for part in dict.fromkeys([*expected, *got]):
+        if texts := list(unlike(expected.get(part), got.get(part))):
+            yield f"{file.name}, {part}: {texts[0]}, and {len(texts) - 1} more differences"
+
+
+def unlike_rows(
+    expected: list[dict[str, str]], got: list[dict[str, str]], limits: Sequence[int]
+) -> Iterator[str]:
+    """How the rows of metrics.csv differ, save for the means of epochs that were cut."""
+    more = [row for row in got if row not in expected and is_of_cut(row["step"], row, limits)]
+    got = [row for row in got if row not in more]
+    counts = [
+        Counter(json.dumps(row, sort_keys=True) for row in table) for table in (expected, got)
+    ]
+    lost, wrong = (sum((one - other).values()) for one, other in itertools.permutations(counts))
+    if lost or wrong:
+        yield f"metrics.csv: {lost} rows lost, {wrong} wrong or repeated"
+    elif expected != got:
+        yield "metrics.csv: order"
+
+
+def is_of_cut(step: Any, names: Iterable[str], limits: Sequence[int]) -> bool:
+    """Whether a row has the means of an epoch up to where `max_steps` ended it."""
+    return int(step) + 1 in limits and "epoch" in names and "train/acc" in names
 
 
 # Rounds
@@ -536,70 +677,119 @@ class Setup:
 
     devices: int = 1
     workers: int = 0
-    schedule: bool = False
+    schedule: str = ""  # of SCHEDULES
     halves: bool = False  # validate in the middle of an epoch, too
     noise: bool = False  # drawn where the data is loaded
     every: int = 3
     online: bool = False
+    kind: str = DIGITS  # of the training loader
+    extra: str = ""  # of EXTRAS
 
     @classmethod
     def drawn(cls, draw: random.Random) -> "Setup":
         devices, workers = draw.choice([1, 1, 2]), draw.choice([0, 2])
-        flags = [draw.random() < 0.5 for _ in range(4)]
-        schedule, halves, noise, online = flags
-        return cls(devices, workers, schedule, halves, noise, draw.choice([2, 5]), online)
+        halves, noise, online = (draw.random() < 0.5 for _ in range(3))
+        every = draw.choice([2, 5])
+        others = [one for one in (*KINDS, *OWN_KINDS) if devices == 1 or one not in PAIRS]
+        kind = draw.choice(others) if draw.random() < 0.8 else DIGITS
+        extra = draw.choice([*EXTRAS]) if draw.random() < 0.6 else ""
+        # Lightning does not estimate the steps of these.
+        unknown = kind in UNSIZED or extra == "accumulation"
+        schedules = [one for one in SCHEDULES if one != "estimated" or not unknown]
+        schedule = draw.choice(["", *schedules])
+        workers = 0 if kind in WITHOUT_WORKERS else workers
+        return cls(devices, workers, schedule, halves, noise, every, online, kind, extra)
+
+    @property
+    def batches(self) -> int:
+        """Batches of an epoch, at most."""
+        return BATCHES.get(self.kind, (8, 4))[self.devices - 1]
+
+    @property
+    def epochs(self) -> int:
+        return 3 if self.batches > 8 else 5
 
     @property
     def steps(self) -> int:
-        return EPOCHS * STEPS[self.devices]
+        """Batches of the whole training, at most."""
+        return self.epochs * self.batches
+
+    @property
+    def optimizer_steps(self) -> int:
+        """Steps of the optimizer in the whole training, at least."""
+        fewest = self.batches - (self.kind == "token budget")
+        found, summed = 0, 1
+        for epoch in range(self.epochs):
+            summed = ACCUMULATION.get(epoch, summed) if self.extra == "accumulation" else 1
+            found += -(-fewest // summed)
+        return found
 
     @property
     def words(self) -> list[str]:
+        half = 0.5 if self.kind == DIGITS else max(1, self.batches // 2)
         line = (
             "main.py fit --config configs/digits.yaml"
             " --model chaotic.Restless --data chaotic.NoisyDigits"
             f" --data.num_workers {self.workers} --data.noise {str(self.noise).lower()}"
             f" --model.ballast 3000000 --model.pace 0.01"
-            f" --trainer.max_epochs {EPOCHS} --trainer.log_every_n_steps 1"
+            f" --trainer.max_epochs {self.epochs} --trainer.log_every_n_steps 1"
             f" --trainer.accelerator cpu --trainer.devices {self.devices}"
-            f" --trainer.val_check_interval {0.5 if self.halves else 1.0}"
+            f" --trainer.val_check_interval {half if self.halves else 1.0}"
             f" --callbacks.last_checkpoint.every_n_train_steps {self.every}"
         )
-        if self.schedule:
-            cycle = (
-                f"--model.lr_scheduler.max_lr 0.02 --model.lr_scheduler.total_steps {self.steps}"
-            )
-            line += f" --model.lr_scheduler OneCycleLR {cycle}"
-        return line.split()
+        if self.kind == "endless":
+            line += f" --trainer.limit_train_batches {self.batches}"
+        schedule = SCHEDULES.get(self.schedule, "").replace("STEPS", str(self.steps))
+        more = f"{line} {schedule} {EXTRAS.get(self.extra, '')}"
+        return [*more.split(), "--data.kind", self.kind]
 
     def __str__(self) -> str:
         parts = [
+            self.kind,
             f"{self.devices} rank{'s' * (self.devices > 1)}",
             f"{self.workers} workers",
             f"every {self.every}",
         ]
-        parts += [name for name in ("schedule", "halves", "noise", "online") if getattr(self, name)]
+        parts += [f"schedule {self.schedule}"] * bool(self.schedule)
+        parts += [self.extra] * bool(self.extra)
+        parts += [name for name in ("halves", "noise", "online") if getattr(self, name)]
         return ", ".join(parts)
 
 
 @dataclass(frozen=True)
 class Strike:
-    """A moment to kill at: `delay` seconds after the run has shown something `count` times."""
+    """A moment to kill at: `delay` seconds after the run has shown something `count` times.
 
-    after: str  # "start", "step", "save", "write", "validation", "end"
+    With "limit" nothing is killed: `max_steps` ends the start `count` steps after all before it.
+    """
+
+    after: str  # "start", "step", "save", "write", "validation", "end", "limit"
     count: int
     delay: float
     whom: str  # "first", "rank", "all"
 
     @classmethod
     def drawn(cls, draw: random.Random, setup: Setup) -> "Strike":
+        # An estimate of all steps is another one where their number is limited.
+        limits = 0 if setup.schedule == "estimated" else 3
         after = draw.choices(
-            ["start", "step", "save", "write", "validation", "end"], [2, 5, 2, 5, 2, 1]
+            ["start", "step", "save", "write", "validation", "end", "limit"],
+            [2, 5, 2, 5, 2, 1, limits],
         )[0]
-        most = {"step": setup.steps // 2, "save": 6, "write": 6, "validation": 4}.get(after, 1)
+        half = setup.steps // 2
+        most = {"step": half, "limit": half, "save": 6, "write": 6, "validation": 4}.get(after, 1)
         longest = {"start": 4.0, "end": 1.0, "write": 0.03}.get(after, 0.06)
         whom = draw.choices(["all", "first", "rank" if setup.devices > 1 else "all"], [2, 1, 1])[0]
         return cls(after, draw.randint(1, most), draw.uniform(0, longest), whom)
+
+    def limit(self, setup: Setup, folder: Path) -> int:
+        """Return `max_steps` of the start; 0 for none, as where too few steps are left for it."""
+        if self.after != "limit":
+            return 0
+        marks = "".join(file.read_text() for file in folder.parent.glob("*.marks"))
+        steps = [int(step) + 1 for step in re.findall(" step ([0-9]+)", marks)]
+        found = max(steps, default=0) + self.count
+        return found if found < setup.optimizer_steps else 0
 
     def awaited(self, start: Start, folder: Path) -> Iterator[bool]:
         """Says at each look whether the run has shown it so often; then the delay begins."""
@@ -651,6 +841,7 @@ class Round:
     setup: Setup
     verdict: Verdict = field(default_factory=Verdict)
     kills: list[str] = field(default_factory=list)
+    limits: list[int] = field(default_factory=list)  # steps at which `max_steps` ended a start
     left: list[str] = field(default_factory=list)
     first_steps: dict[str, list[float]] = field(default_factory=dict)
     starts: int = 0
@@ -658,6 +849,7 @@ class Round:
 
     def __str__(self) -> str:
         kills = "; ".join(self.kills) or "none"
+        kills += f"; ended at step {', '.join(map(str, self.limits))}" if self.limits else ""
         ending = "ok" if not self.verdict.differences else "FAILED"
         text = f"seed {self.seed:<6} {ending:<6} {self.setup}; {self.seconds:.0f} s; kills: {kills}"
         return "\n    ".join([text, *self.verdict.differences])
@@ -753,10 +945,19 @@ class Lab:
         for n, strike in itertools.zip_longest(range(len(strikes) + 1), strikes):
             resumes = bool(list(folder.glob("checkpoints/*.ckpt")))
             words = ["main.py", "fit", "--resume", folder.name] if resumes else setup.words
+            limit = strike.limit(setup, folder) if strike else 0
+            if limit or result.limits:
+                words = [*words, f"--trainer.max_steps={limit or -1}"]
             as_main = n < len(real) and real[n]
             start = self.start(words, folder, env, 1 if as_main else setup.devices, as_main)
             result.starts += 1
-            over = self.strike(start, strike, folder, result) if strike else self.finished(start)
+            if strike and strike.after != "limit":
+                over = self.strike(start, strike, folder, result)
+            else:
+                over = self.finished(start)
+            if limit and not over:
+                result.limits.append(limit)
+                over = None
             if (seconds := start.seconds_to_first_step) is not None:
                 kind = f"{'resume' if resumes else 'fresh'}, {'process' if as_main else 'fork'}"
                 result.first_steps.setdefault(kind, []).append(seconds)
@@ -764,8 +965,8 @@ class Lab:
                 result.verdict.differences += [over] * bool(over)
                 break
         if not result.verdict.differences:
-            counted = compare(reference, folder)
-            self.judge_wandb(reference, folder, counted)
+            counted = compare(reference, folder, result.limits)
+            self.judge_wandb(reference, folder, counted, result.limits)
             result.verdict = counted
         result.seconds = time.monotonic() - began
         return result
@@ -784,7 +985,9 @@ class Lab:
         result.kills.append(f"{where} ({strike.whom})")
         return None
 
-    def judge_wandb(self, reference: Path, folder: Path, verdict: Verdict) -> None:
+    def judge_wandb(
+        self, reference: Path, folder: Path, verdict: Verdict, limits: Sequence[int]
+    ) -> None:
         """Compare what W&B shows of the run with the undisturbed one, before and after a sync.
 
         Before it `best/*` as they came, if they did; after one sync of what lies here, all.
@@ -804,7 +1007,7 @@ class Lab:
             verdict.differences.append(f"sync: {wrong or 'no such run'}")
             return
         sent = self.server.runs[folder.name]
-        verdict.history("W&B, synced", history, by_kind(sent.history))
+        verdict.history("W&B, synced", history, by_kind(sent.history), limits)
         texts = unlike(expected, best_of(sent.summary))
         verdict.differences += [f"W&B's summary, synced: {text}" for text in texts]
 
@@ -861,6 +1064,9 @@ def summary(rounds: Sequence[Round], lab: Lab, seconds: float) -> dict[str, Any]
         "kills": len(kills),
         "kills_mid_epoch": sum("mid-epoch" in kill for kill in kills),
         "kills_mid_write": sum("mid-write" in kill for kill in kills),
+        "ended_by_max_steps": sum(len(one.limits) for one in rounds),
+        "rounds_by_kind": dict(Counter(one.setup.kind for one in rounds)),
+        "rounds_by_extra": dict(Counter(one.setup.extra or "none" for one in rounds)),
         "kills_by_place": dict(Counter(kill.split(",")[0].split(" (")[0] for kill in kills)),
         "kills_by_victim": dict(Counter(kill.rpartition("(")[2].rstrip(")") for kill in kills)),
         "rows_lost": sum(one.verdict.lost for one in rounds),

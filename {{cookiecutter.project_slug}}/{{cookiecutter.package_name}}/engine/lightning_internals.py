@@ -392,13 +392,10 @@ def count_as_within_epoch(checkpoint: dict[str, Any]) -> None:
     loops["epoch_loop.state_dict"]["_batches_that_stepped"] -= 1
 
 
-def run_of_parent(logger: WandbLogger) -> Any:
+def run_of_parent(logger: WandbLogger, wandb: Any) -> Any:
     """Return the W&B run that the parent process began, where a launcher copied the logger here.
 
     Lightning's strategies by `spawn` do. Without it W&B refuses a second run of the same id.
     """
-    import wandb
-
     attach_id = vars(logger).get("_attach_id")
-    client: Any = wandb
-    return client._attach(attach_id) if attach_id else None
+    return wandb._attach(attach_id) if attach_id else None

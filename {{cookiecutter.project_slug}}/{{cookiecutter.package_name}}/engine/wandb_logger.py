@@ -123,7 +123,7 @@ class RunWandbLogger(WandbLogger):
             wandb.log = DUMMY_RUN  # so that a model may call it on all ranks
             return DUMMY_RUN
         if wandb_run(self) is None:
-            run = run_of_parent(self) or self._begin()
+            run = run_of_parent(self, wandb) or self._begin()
             set_wandb_run(self, run)
             run.define_metric("trainer/global_step")
             run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
