@@ -515,7 +515,10 @@ def test_what_an_offline_start_left_is_delivered_when_the_run_goes_on(
     )
     assert (outcome.code, outcome.err) == (0, ""), outcome
     assert not list(run.glob("uploads/*"))
-    assert [artifact.metadata["step"] for _, artifact in versions(online, run.name)] == [3, 6, 9]
+    steps = [artifact.metadata["step"] for _, artifact in versions(online, run.name)]
+    assert steps[:2] == [3, 6]  # the best is told once more: for W&B equal content is one version
+    assert steps[-1] == 9
+    assert set(steps) == {3, 6, 9}
 
 
 def test_checkpoints_of_one_process_go_to_the_run_of_each_command(

@@ -76,8 +76,10 @@ class SharedBatches:
         self.sampler: Any = getattr(self.inner, "sampler", self.inner)
         shares_by_itself = any(hasattr(one, "num_replicas") for one in (self.inner, self.sampler))
         self.rank, self.ranks = (0, 1) if shares_by_itself else rank
-        # The samples of an incomplete last batch are shared, where it is torch that made it.
-        self.shares_samples = type(self.inner) is BatchSampler and not self.inner.drop_last
+        # Where torch makes the batches, their samples are shared: those of an incomplete last group
+        # in training, and all in evaluation, so that rank r evaluates every N-th sample from r on.
+        self.is_torchs = type(self.inner) is BatchSampler
+        self.shares_samples = self.is_torchs and not self.inner.drop_last
         # Those of torch draw random numbers for their first index only.
         self.draws_once = {type(self.inner), type(self.sampler)} <= TORCH_SAMPLERS
         kept = {"sampler": self.inner, "generator": loader.generator}
@@ -228,22 +230,22 @@ class SharedBatches:
         """Return this rank's batch of a group of one batch for each rank; None at the end."""
         if not group:
             return None
+        training = now.position.training
         complete = len(group) == self.ranks
         if self.shares_samples and self.ranks > 1:
             complete = complete and len(group[-1]) == self.inner.batch_size
-        if complete:
+        by_sample = self.shares_samples if training else self.is_torchs
+        if complete and (training or self.ranks == 1 or not by_sample):
             return group[self.rank]
-        training = now.position.training
         share: Any = None
-        if self.shares_samples:
+        padding: Any = group[0]
+        if by_sample:
             rest = [index for batch in group for index in batch]
             limit = len(rest) // self.ranks if training else None
             share = rest[self.rank :: self.ranks][:limit] or None
-            padding: Any = rest[:1]
-        else:
-            padding = group[0]
-            if self.rank < len(group) and not training:
-                share = group[self.rank]
+            padding = rest[:1]
+        elif self.rank < len(group) and not training:
+            share = group[self.rank]
         if share is not None or training or not self.pads:
             return share
         now.padding = now.place - now.begin
