@@ -71,7 +71,7 @@ class SharedBatches:
         self.loader: Any = loader
         self.position = position
         self.pads = pads
-        batch_sampler = unwrap_batch_sampler(loader)
+        batch_sampler: Any = unwrap_batch_sampler(loader)
         self.inner: Any = loader.sampler if batch_sampler is None else batch_sampler
         self.sampler: Any = getattr(self.inner, "sampler", self.inner)
         shares_by_itself = any(hasattr(one, "num_replicas") for one in (self.inner, self.sampler))
@@ -79,7 +79,7 @@ class SharedBatches:
         # Where torch makes the batches, their samples are shared: those of an incomplete last group
         # in training, and all in evaluation, so that rank r evaluates every N-th sample from r on.
         self.is_torchs = type(self.inner) is BatchSampler
-        self.shares_samples = self.is_torchs and not self.inner.drop_last
+        self.shares_samples = self.is_torchs and not getattr(self.inner, "drop_last", False)
         # Those of torch draw random numbers for their first index only.
         self.draws_once = {type(self.inner), type(self.sampler)} <= TORCH_SAMPLERS
         kept = {"sampler": self.inner, "generator": loader.generator}
@@ -275,7 +275,7 @@ class StatefulStream:
     def __init__(self, loader: DataLoader, position: Callable[[], Position]) -> None:
         self.loader: Any = loader
         self.position = position
-        batch_sampler = unwrap_batch_sampler(loader)
+        batch_sampler: Any = unwrap_batch_sampler(loader)
         self.inner: Any = loader.sampler if batch_sampler is None else batch_sampler
         self.read: deque[tuple[int, Any, Any]] = deque(maxlen=2)  # place, and the states before it
         self.resumed: dict[str, Any] | None = None

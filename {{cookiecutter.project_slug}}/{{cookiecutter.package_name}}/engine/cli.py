@@ -81,7 +81,7 @@ class CLI(LightningCLI):
     def __init__(self, *classes: Any, **options: Any) -> None:
         self.parsers: list[Any] = []  # one for each subcommand, in their order
         self.shutdown = GracefulShutdown()
-        self.resources = ExitStack()
+        self.resources = Resources()
         options = {"save_config_callback": None, "parser_class": Parser, **options}
         runs = options.get("run", True)
         with print_usage_errors(), session(self.shutdown, self.resources, runs):
@@ -354,6 +354,17 @@ class CLI(LightningCLI):
             print(f"done     nothing was left to train after step {trainer.global_step}")
         default_root = self.command_line.default_root
         print_outcome(trainer, self.run, self.named_callbacks, default_root)
+
+
+class Resources(ExitStack):
+    """What is open until the command ends. A copy has nothing open.
+
+    A callback such as EMAWeightAveraging copies the model; one with a function among its options
+    refers to the parser, and so to the CLI.
+    """
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Resources, ()
 
 
 def wants_progress(settings: Namespace, callbacks: list[Callback]) -> bool:

@@ -217,7 +217,7 @@ def restore_object(one: Any, state: Any) -> None:
         one.bit_generator.state = state
     elif isinstance(one, random.Random):
         one.setstate(state)
-    elif isinstance(one, GENERATORS):
+    elif isinstance(one, torch.Generator | np.random.RandomState):
         one.set_state(state)
     else:
         one.load_state_dict(state)
