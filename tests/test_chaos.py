@@ -197,3 +197,10 @@ def test_a_run_that_max_steps_ended_and_a_kill_too_is_the_undisturbed_one(lab: L
     played = lab.disturb(4000, Setup(kind="curriculum", every=2, schedule="epochs"), strikes)
     assert len(played.limits) == 2, str(played)
     assert not played.verdict.differences, str(played)
+
+
+@pytest.mark.slow
+def test_an_epoch_that_max_steps_cuts_short_leaves_no_means_of_its_part(lab: Lab) -> None:
+    setup = Setup(kind="unsized", every=2, halves=True, extra="hook", schedule="plateau")
+    played = lab.disturb(7, setup, [Strike("limit", 18, 0, "all")])
+    assert not played.verdict.differences, str(played)

@@ -621,7 +621,8 @@ def test_the_readme_alone_is_enough_to_extend_the_command_line(
 def test_a_model_with_a_function_among_its_options_can_be_copied(command: Commands) -> None:
     outcome = command(
         "fit --config @digits --trainer.max_epochs 1 --trainer.limit_train_batches 2"
-        " --trainer.log_every_n_steps 1 --trainer.logger false --model.lr_scheduler StepLR --model.lr_scheduler.step_size 1"
+        " --trainer.log_every_n_steps 1 --trainer.logger false"
+        " --model.lr_scheduler StepLR --model.lr_scheduler.step_size 1"
         " --trainer.callbacks EMAWeightAveraging"
     )
     assert (outcome.code, outcome.err) == (0, ""), outcome.error or outcome.err

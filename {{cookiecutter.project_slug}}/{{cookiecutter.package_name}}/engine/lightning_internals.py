@@ -99,6 +99,19 @@ def epoch_results(trainer: Trainer) -> dict[str, Any]:
         return {}
 
 
+def epoch_names(trainer: Trainer) -> set[str]:
+    """Return the names of the values that the end of this training epoch gives callbacks.
+
+    An epoch that is cut short gives means of its part. Without it a checkpoint keeps those.
+    """
+    try:
+        results: Any = trainer.fit_loop.epoch_loop._results
+        return set(results.metrics(on_step=False)["callback"])
+    except GONE as error:
+        say_without("telling the means of a part of an epoch", error)
+        return set()
+
+
 def validation_values(trainer: Trainer) -> list[Any]:
     """Return the metrics and tensors that the validation loop has logged.
 

@@ -25,6 +25,7 @@ from .lightning_internals import (
     count_as_within_epoch,
     end_restart,
     end_restored_epoch,
+    epoch_names,
     epoch_results,
     is_tuner_restoring,
     last_reloads,
@@ -60,6 +61,7 @@ class TrainState(Callback):
         self.saved: dict[str, Any] | None = None  # the `train_state` to restore, until it is
         self.stateful_loaders: list[Any] = []  # what Lightning has saved of them
         self.began: dict[str, Any] = {}  # random states at the start of this epoch
+        self.metrics_at_start: dict[str, Tensor] = {}  # of this epoch
         self.initial_flags: Flags = {}
         self.changed_flags: Flags = {}
         self.means: dict[str, dict[str, Tensor]] = {}  # of this epoch's part before the checkpoint
@@ -107,12 +109,21 @@ class TrainState(Callback):
             "epoch": epoch,
             "batch": batch,
             "all_read": all_read,
-            "metrics": {name: value.cpu() for name, value in trainer.callback_metrics.items()},
+            "metrics": {name: value.cpu() for name, value in self._metrics(trainer).items()},
             "loaders": loaders,
             "flags": self._flags(trainer, pl_module),
             "reloaded": last_reloads(trainer),
             "ranks": ranks,
         }
+
+    def _metrics(self, trainer: Trainer) -> dict[str, Tensor]:
+        """Return the values logged last; of an epoch that is cut short not those of its part."""
+        values = dict(trainer.callback_metrics)
+        for name in epoch_names(trainer) if self.cut else ():
+            values.pop(name, None)
+            if name in self.metrics_at_start:
+                values[name] = self.metrics_at_start[name]
+        return values
 
     def _kept(self, batch: int) -> tuple[Any, ...]:
         """Return what loaders keep, random states, and the batches that were read ahead."""
@@ -243,6 +254,7 @@ class TrainState(Callback):
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.began = random_states()
+        self.metrics_at_start = dict(trainer.callback_metrics)
 
     def on_train_batch_start(self, *_: Any) -> None:
         if self.order:
