@@ -58,7 +58,7 @@ class Numbers(Dataset[int]):
 
 
 class Own(Sampler[int]):
-    """Shuffles by a generator of its own."""
+    """Shuffles by its own generator."""
 
     def __init__(self) -> None:
         self.generator = np.random.default_rng(0)
@@ -78,7 +78,7 @@ class Unsized(Sampler[int]):
 
 
 class OwnBatches(Sampler[list[int]]):
-    """Batches of neighbours, shuffled by a generator of its own."""
+    """Batches of neighbours, shuffled by its own generator."""
 
     def __init__(self) -> None:
         self.generator = np.random.default_rng(0)

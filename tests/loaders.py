@@ -63,7 +63,7 @@ class Batches(Numbers):
 
 
 class Noisy(Numbers):
-    """Draws from a generator of its own, deep in what it holds."""
+    """Draws from its own generator, deep in what it holds."""
 
     def __init__(self, n: int = SAMPLES) -> None:
         super().__init__(n)
@@ -126,7 +126,7 @@ class Steered(Endless):
 
 
 class Shuffles(Endless):
-    """Keeps an order, which each pass shuffles further by a generator of its own."""
+    """Keeps an order, which each pass shuffles further by its own generator."""
 
     def __init__(self, n: int = SAMPLES) -> None:
         super().__init__(n)
@@ -417,7 +417,7 @@ class Notes(LightningModule):
 
 
 class Counted(IterableDataset):
-    """A stream that can be resumed: samples in an order of its own, from where it stopped."""
+    """A stream that can be resumed: samples in its own order, from where it stopped."""
 
     def __init__(self, n: int = SAMPLES) -> None:
         self.n, self.done, self.epoch = n, 0, 0

@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -179,3 +180,27 @@ def test_two_ranks_evaluate_each_sample_once_by_any_batch_sampler(
         counts = rank[task]["metrics"]
         assert counts["count/dataloader_idx_0"] == 20
         assert counts["count/dataloader_idx_1"] == 10
+
+
+@pytest.mark.slow
+def test_ranks_that_are_spawned_train_and_leave_one_whole_run(bake: Bake, tmp_path: Path) -> None:
+    project = bake(tmp_path)
+    line = (
+        "main.py fit --config configs/digits.yaml --trainer.max_epochs 1"
+        " --trainer.accelerator cpu --trainer.devices 2 --trainer.strategy ddp_spawn"
+    )
+    env = environment(tmp_path) | {"OMP_NUM_THREADS": "1", "RUNS_ROOT": str(tmp_path / "runs")}
+    done = subprocess.run(
+        [sys.executable, *line.split()],
+        cwd=project,
+        env=env | {"WANDB_MODE": "offline"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stdout
+    (run,) = (tmp_path / "runs").iterdir()
+    assert (run / "checkpoints" / "last.ckpt").exists()
+    assert "val/acc" in (run / "metrics.csv").read_text()
+    assert len(list(run.glob("wandb/offline-run-*/*.wandb"))) == 1
