@@ -96,10 +96,10 @@ AHEAD = "unsized sampler, a batch read ahead"  # Lightning does so where there i
 KINDS: dict[str, Callable[[], dict[str, Any]]] = {
     "shuffle": lambda: {"shuffle": True},
     "in order": dict,
-    "sampler of one's own": lambda: {"sampler": Own()},
+    "custom sampler": lambda: {"sampler": Own()},
     "unsized sampler": lambda: {"sampler": Unsized()},
     AHEAD: lambda: {"sampler": Unsized()},
-    "batch sampler of one's own": lambda: {"batch_sampler": OwnBatches(), "batch_size": 1},
+    "custom batch sampler": lambda: {"batch_sampler": OwnBatches(), "batch_size": 1},
     "weighted": lambda: {"sampler": WeightedRandomSampler([1.0] * SAMPLES, SAMPLES)},
     "shuffle, two workers": lambda: {
         "shuffle": True,

@@ -78,8 +78,8 @@ class SharedBatches:
         self.rank, self.ranks = (0, 1) if shares_by_itself else rank
         # Where torch makes the batches, their samples are shared: those of an incomplete last group
         # in training, and all in evaluation, so that rank r evaluates every N-th sample from r on.
-        self.is_torchs = type(self.inner) is BatchSampler
-        self.shares_samples = self.is_torchs and not getattr(self.inner, "drop_last", False)
+        self.made_by_torch = type(self.inner) is BatchSampler
+        self.shares_samples = self.made_by_torch and not getattr(self.inner, "drop_last", False)
         # Those of torch draw random numbers for their first index only.
         self.draws_once = {type(self.inner), type(self.sampler)} <= TORCH_SAMPLERS
         kept = {"sampler": self.inner, "generator": loader.generator}
@@ -234,7 +234,7 @@ class SharedBatches:
         complete = len(group) == self.ranks
         if self.shares_samples and self.ranks > 1:
             complete = complete and len(group[-1]) == self.inner.batch_size
-        by_sample = self.shares_samples if training else self.is_torchs
+        by_sample = self.shares_samples if training else self.made_by_torch
         if complete and (training or self.ranks == 1 or not by_sample):
             return group[self.rank]
         share: Any = None
