@@ -3,6 +3,7 @@
 import importlib
 import logging
 import random
+import time
 import warnings
 from collections import Counter, deque
 from collections.abc import Iterator
@@ -188,6 +189,32 @@ def test_settings_that_change_what_is_read_change_nothing_when_a_run_resumes(
     assert wrong == []
 
 
+class Drawn(Data):
+    """Draws its samples each time that loaders are made, by the epoch too."""
+
+    def train_dataloader(self) -> Any:
+        epoch = self.trainer.current_epoch if self.trainer else 0
+        chosen = (torch.randperm(30)[:20] + epoch).tolist()
+        return DataLoader(Numbers(40), batch_size=4, sampler=chosen)
+
+    def val_dataloader(self) -> Any:
+        return DataLoader(Numbers(40), batch_size=4, sampler=random.sample(range(40), 8))
+
+
+@pytest.mark.parametrize("every", [0, 1, 2])
+@pytest.mark.parametrize("validates", [(0, 1), (2, 1), (2, 2)], ids=str)
+def test_loaders_that_are_drawn_when_they_are_made_are_the_same_in_a_resumed_run(
+    every: int, validates: tuple[int, int], train_state: Any, tmp_path: Path
+) -> None:
+    options: dict[str, Any] = {
+        "reload_dataloaders_every_n_epochs": every,
+        "num_sanity_val_steps": validates[0],
+        "check_val_every_n_epoch": validates[1],
+    }
+    wrong = resumed_wrongly(train_state, tmp_path, data=Drawn, max_epochs=5, **options)
+    assert wrong == []
+
+
 class Stops(Callback):
     """Asks the trainer to stop, or says that no time is left, after so many steps."""
 
@@ -219,6 +246,27 @@ def test_a_run_that_ended_within_an_epoch_trains_the_rest_of_it(
     limit: dict[str, Any] = {"max_steps": 24} if ending else {}
     second = fit(train_state(), Data(kind), None, file, (last("c"),), **limit, **options)
     rows = [row for row in (*first.rows, *second.rows) if row[0] == "train"]
+    assert rows == [row for row in whole.rows if row[0] == "train"]
+    for one, other in zip(whole.parameters(), second.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+class Slow(Callback):
+    def on_train_batch_end(self, *_: Any) -> None:
+        time.sleep(0.05)
+
+
+def test_a_run_that_ended_by_max_time_trains_the_rest(
+    command: Commands, train_state: Any, tmp_path: Path
+) -> None:
+    checkpoints = importlib.import_module("odd_duck.engine.checkpoints")
+    last = checkpoints.LastCheckpoint(str(tmp_path))
+    whole = fit(train_state(), Data("shuffles"))
+    limit: dict[str, Any] = {"enable_checkpointing": True, "max_time": {"milliseconds": 600}}
+    first = fit(train_state(), Data("shuffles"), callbacks=(Slow(), last), **limit)
+    second = fit(train_state(), Data("shuffles"), None, tmp_path / "last.ckpt")
+    rows = [row for row in (*first.rows, *second.rows) if row[0] == "train"]
+    assert 0 < len([row for row in first.rows if row[0] == "train"]) < len(rows)
     assert rows == [row for row in whole.rows if row[0] == "train"]
     for one, other in zip(whole.parameters(), second.parameters(), strict=True):
         assert torch.equal(one, other)

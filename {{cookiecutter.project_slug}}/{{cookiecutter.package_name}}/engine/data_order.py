@@ -1,6 +1,6 @@
 """Has Lightning read loaders as batches.py says: shared among ranks, resumable anywhere."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -13,14 +13,17 @@ from torch.utils.data import DataLoader, IterableDataset
 from .batches import Position, SharedBatches, StatefulStream
 from .errors import UsageError
 from .lightning_internals import (
+    epoch_shown,
     has_iterator_already,
     last_reloads,
+    makes_loaders,
     read_by,
     reader_of,
     reads_ahead,
     restore_reader,
     share_like_lightning,
 )
+from .random_streams import random_states, restore_random, same_states
 from .sampler_state import is_stateful
 
 LOADERS = {
@@ -49,19 +52,61 @@ class DataOrder:
         self.replaced: list[DataLoader] = []
         self.reloaded: Any = None  # epoch in which the loaders of `saved` were made
         self.saved: dict[tuple[str, int], dict[str, Any]] = {}  # of loaders not read yet
+        # Of the loaders of each kind: the epoch in which they were made, and the random states
+        # before that, if it drew random numbers.
+        self.made: dict[str, dict[str, Any]] = {}
+        self.to_make_again: set[str] = set()
 
     def attach(self) -> None:
-        """Take part when the trainer hands a loader to its strategy."""
+        """Take part when the trainer has loaders made, and hands one to its strategy."""
         strategy: Any = self.trainer.strategy
         process = strategy.process_dataloader
         strategy.process_dataloader = lambda loader: process(self.take(loader))
+        for kind, loop in self._loops().items():
+            loop.setup_data = partial(self._make, kind, loop, loop.setup_data)
 
     def detach(self) -> None:
-        """Give the strategy and the loaders back as they were."""
+        """Give the strategy, the loops and the loaders back as they were."""
         vars(self.trainer.strategy).pop("process_dataloader", None)
+        for loop in self._loops().values():
+            vars(loop).pop("setup_data", None)
         for loader in self.replaced:
             restore_reader(loader)
         self.replaced = []
+
+    def _loops(self) -> dict[str, Any]:
+        loop = self.trainer.fit_loop
+        return dict(zip(KEPT, (loop, loop.epoch_loop.val_loop), strict=True))
+
+    def _make(self, kind: str, loop: Any, make: Callable[[], None]) -> None:
+        """Make loaders; in a resumed run as they were made before the checkpoint.
+
+        Args:
+            kind: One of KEPT.
+            loop: The loop that reads the loaders.
+            make: Lightning's function, which does nothing while there are loaders to keep.
+        """
+        makes, due = makes_loaders(loop)
+        if not makes:
+            return make()
+        before = random_states()
+        # Before the training says in which epochs loaders were made, a reload always seems due.
+        again = kind in self.to_make_again and (self.restoring or not due)
+        self.to_make_again.discard(kind)
+        if again:
+            with epoch_shown(self.trainer, self.made[kind]["epoch"]):
+                restore_random(self.made[kind]["random"] or before)
+                make()
+            restore_random(before)
+        else:
+            epoch = self.trainer.current_epoch
+            make()
+            drew = not same_states(before, random_states())
+            self.made[kind] = {"epoch": epoch, "random": before if drew else None}
+
+    def make_again(self, made: dict[str, dict[str, Any]]) -> None:
+        """Have the loaders of a resumed run made as a checkpoint says that they were."""
+        self.made, self.to_make_again = dict(made), set(made)
 
     def take(self, loader: Any) -> Any:
         """Return the loader that the trainer is to read: the same, save where Lightning shares it.

@@ -392,6 +392,28 @@ def last_reloads(trainer: Trainer, epochs: list[Any] | None = None) -> list[Any]
     return [loop._last_train_dl_reload_epoch, validation._last_val_dl_reload_epoch]
 
 
+def makes_loaders(loop: Any) -> tuple[bool, bool]:
+    """Return whether a loop's `setup_data` will make loaders, and whether it is for a reload.
+
+    A reload is what `reload_dataloaders_every_n_epochs` asks for. Without this function loaders
+    are made with other random numbers in a resumed run.
+    """
+    kind = "train" if hasattr(loop, "_should_reload_train_dl") else "val"
+    due = bool(getattr(loop, f"_should_reload_{kind}_dl"))
+    return loop._combined_loader is None or due, due
+
+
+@contextmanager
+def epoch_shown(trainer: Trainer, epoch: int) -> Iterator[None]:
+    """Have the trainer's `current_epoch` be another, as loaders saw it that are made again."""
+    progress: Any = trainer.fit_loop.epoch_progress
+    now, progress.current.completed = progress.current.completed, epoch
+    try:
+        yield
+    finally:
+        progress.current.completed = now
+
+
 def count_as_within_epoch(checkpoint: dict[str, Any]) -> None:
     """Have a checkpoint say that its epoch has not ended, as one after a batch says.
 

@@ -94,3 +94,11 @@ def restore_random(states: dict[str, Any]) -> None:
     torch.set_rng_state(states["torch"])
     if "cuda" in states and torch.cuda.is_available():
         torch.cuda.set_rng_state(states["cuda"])
+
+
+def same_states(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Return True if two results of `random_states` are equal."""
+    return all(
+        torch.equal(value, other[name]) if isinstance(value, torch.Tensor) else value == other[name]
+        for name, value in one.items()
+    )

@@ -45,7 +45,8 @@ class TrainState(Callback):
     `loaders` (what their samplers keep), `flags` (those of the module that have changed),
     `reloaded` (the epochs in which loaders were made) and `ranks`:
     of each rank `random` states, those of the epoch's start (`began`), `states` of metrics, the
-    sums behind the `means` of this epoch, and the batches that were read `ahead`.
+    sums behind the `means` of this epoch, the batches that were read `ahead`, and how the loaders
+    were `made`.
 
     It is the first of the callbacks, so that it sees an epoch before the others change anything.
 
@@ -95,7 +96,8 @@ class TrainState(Callback):
             count_as_within_epoch(checkpoint)
         kept = self.cut and self.before_validation
         loaders, random, ahead = kept or self._kept(0 if all_read else batch)
-        here = {"random": random, "states": {}, "means": {}, "ahead": ahead}
+        made = self.order.made if self.order else {}
+        here = {"random": random, "states": {}, "means": {}, "ahead": ahead, "made": made}
         if batch:
             here["began"] = self.began
             here["states"] = metric_states(trainer, pl_module)
@@ -166,6 +168,12 @@ class TrainState(Callback):
             self.seed = self.saved["seed"]
             if self.order:
                 self.order.seed, self.order.restoring = self.seed, True
+                self.order.make_again(self._of_this_rank(trainer, self.saved).get("made", {}))
+
+    def _of_this_rank(self, trainer: Trainer, saved: dict[str, Any]) -> dict[str, Any]:
+        """Return this rank's part of a `train_state`; {} if there were more ranks, or fewer."""
+        same_ranks = len(saved["ranks"]) == trainer.world_size
+        return saved["ranks"][trainer.global_rank] if same_ranks else {}
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.initial_flags = module_flags(pl_module)
@@ -209,8 +217,7 @@ class TrainState(Callback):
         saved, self.saved = self.saved, None
         if saved is None:
             return begin()
-        same_ranks = len(saved["ranks"]) == trainer.world_size
-        here = saved["ranks"][trainer.global_rank] if same_ranks else {}
+        here = self._of_this_rank(trainer, saved)
         last_reloads(trainer, saved.get("reloaded"))
         if saved["batch"]:
             with state_kept(trainer, module):
