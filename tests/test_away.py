@@ -153,7 +153,7 @@ def test_a_checkpoint_that_wandb_takes_late_does_not_take_an_alias_from_a_newer_
     def refuse() -> None:
         online.denied.add(f"model-{os.environ['WANDB_RUN_ID']}")
 
-    watch.events = {"start": refuse, "epoch 1": refused_twice}
+    watch.events = {"start": refuse, "epoch 2": refused_twice}
     outcome = fit(command, "--trainer.logger.finish_timeout", "60")
     assert (outcome.code, outcome.err) == (0, ""), outcome
     assert [step for step, _ in versions(online, outcome.run)] == [19, 38, 57]

@@ -31,6 +31,7 @@ HOOKS = re.compile(
 )
 WRITES = {"write_text", "write_bytes", "mkdir", "touch", "unlink", "rmdir", "rename"}
 OF_WANDB = {
+    "engine/wandb_log.py",
     "engine/wandb_logger.py",
     "engine/wandb_session.py",
     "engine/wandb_sync.py",

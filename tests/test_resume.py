@@ -31,6 +31,7 @@ class Keeps(Callback):
     seen = 0
 
     def on_train_batch_start(self, trainer, *_):
+        trainer.strategy.checkpoint_io.settle()  # else files come and go while they are copied
         folder, copies = trainer.default_root_dir, os.environ.get("COPIES")
         last = os.path.join(folder, "checkpoints", "last.ckpt")
         if copies and os.path.exists(last) and os.stat(last).st_mtime_ns != self.seen:

@@ -1,19 +1,58 @@
 """Writing and reading one checkpoint file."""
 
-import io
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile, ZipFile, is_zipfile
 
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+from torch import Tensor
 
-from .errors import UsageError
+from .checkpoint_record import read_record, record_of
+from .checkpoint_writer import CheckpointWriter, Job, write_file
+from .errors import RunError, UsageError, warn_user
 from .files import atomic_write, display_path, redact
+from .host_copy import HostCopy
+from .readable import SAFE, first_unsafe
+
+SIGNAL_SECONDS = 20  # that the end waits after a signal: its sender kills after 30 s
+ERROR_SECONDS = 120
+TRUST = "--weights_only false"
 
 
-class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes a checkpoint without secrets, and renames it to its place once it is complete."""
+class BackgroundCheckpointIO(TorchCheckpointIO):
+    """Writes checkpoints whole, without secrets, and within `in_background` beside the training.
+
+    There the training waits only until the content is copied into host memory. A second save
+    waits until the first one is written. Outside of it, and for a path of fsspec such as
+    `memory://`, a file is there when `save_checkpoint` returns.
+    """
+
+    def __init__(self) -> None:
+        self.waits = True
+        # Made when they are needed: a launcher pickles this before.
+        self._writer: CheckpointWriter | None = None
+        self._host: HostCopy | None = None
+        self._untold: list[tuple[int, Callable[[], None]]] = []  # by what has to be done before
+
+    @property
+    def writer(self) -> CheckpointWriter:
+        if self._writer is None:
+            self._writer = CheckpointWriter(say_if_unreadable)
+            self._host = HostCopy(self._writer.wait_until_written)
+        return self._writer
+
+    @contextmanager
+    def in_background(self) -> Iterator[None]:
+        """Write what is saved in here beside the training."""
+        before, self.waits = self.waits, False
+        try:
+            yield
+        finally:
+            self.waits = before
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None
@@ -21,25 +60,177 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """Write a checkpoint.
 
         Raises:
-            RunError: If the file cannot be written; an older one stays as it was.
+            RunError: If this file, or one before it, cannot be written; an older one stays.
         """
         content = {
             key: redact(value) if "hyper_parameters" in key else value
             for key, value in checkpoint.items()
         }
-        if storage_options is not None or "://" in str(path):
+        self.writer.raise_error()
+        remote = storage_options is not None or "://" in str(path)
+        if self.waits or remote:
+            self.settle()
+        if remote:
             return super().save_checkpoint(content, path, storage_options)
-        buffer = io.BytesIO()
-        torch.save(content, buffer)
-        file = Path(path)
-        # Lightning's own writes into TMPDIR first, where a kill leaves the file forever.
-        with atomic_write(file) as part:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            part.write_bytes(buffer.getbuffer())
+        if not self.waits:
+            self._hold(content, Path(path))
+            return
+        with atomic_write(Path(path)) as part:
+            write_file(part, content, record_of(content))
 
-    def load_checkpoint(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    def _hold(self, content: dict[str, Any], path: Path) -> None:
+        writer, host = self.writer, self._host
+        assert host is not None
+        copied = host.copy(content)
+        job = writer.write(path, copied, record_of(content))
+        job.ready = copy_event()
+
+    def take_over(self, path: Path, takes_over: bool) -> None:
+        """Have the file that was saved last written for those held before it with equal weights.
+
+        Args:
+            path: The file.
+            takes_over: Whether it may; else nothing is done.
+        """
+        held = [job for job in self._writer.held if job.content] if self._writer else []
+        if takes_over and held and path in held[-1].paths:
+            same = [other for other in held[:-1] if same_content(other, held[-1])]
+            self.writer.take_over(held[-1], same)
+
+    def tell(self, tell: Callable[[Any], None], saving: Any) -> None:
+        """Have a logger told that a callback has saved, once the file is there."""
+        self._untold.append((self.writer.asked, lambda: tell(saving)))
+
+    def begin_writing(self) -> None:
+        """Write what is held, and tell loggers what is there.
+
+        Raises:
+            RunError: If something could not be written.
+        """
+        if self._writer is not None:
+            self._writer.raise_error()
+            self._writer.release()
+            self._tell_loggers()
+
+    def finish_writing(self) -> None:
+        """Wait until all that was asked for is there, and tell loggers.
+
+        Raises:
+            RunError: If something could not be written.
+        """
+        if self._writer is not None:
+            self.settle()
+            self._tell_loggers()
+
+    def _tell_loggers(self) -> None:
+        if not self._untold:
+            return
+        done = self.writer.done
+        ready = [tell for ticket, tell in self._untold if ticket <= done]
+        self._untold = [(ticket, tell) for ticket, tell in self._untold if ticket > done]
+        for tell in ready:
+            tell()
+
+    def settle_file(self, path: Any) -> None:
+        """Wait until a file that is asked for is there."""
+        writer = self._writer
+        if writer is not None and writer.knows(Path(str(path))):
+            self.settle()
+
+    def remove_checkpoint(self, path: Any) -> None:
+        """Remove a file once what was asked for before is in its place."""
+        if self._writer is None or self._writer.is_idle or "://" in str(path):
+            super().remove_checkpoint(path)
+        else:
+            self._writer.remove(super().remove_checkpoint, Path(path))
+
+    def load_checkpoint(
+        self, path: Any, *args: Any, weights_only: bool | None = None, **kwargs: Any
+    ) -> dict[str, Any]:
         """Read a checkpoint, also one of an earlier release of the engine."""
-        return upgrade_checkpoint(super().load_checkpoint(*args, **kwargs))
+        if self._writer is not None:
+            self.settle()
+        try:
+            with torch.serialization.safe_globals(SAFE):
+                content = super().load_checkpoint(
+                    path, *args, weights_only=weights_only is not False, **kwargs
+                )
+        except Exception as error:  # torch raises many kinds
+            if not Path(str(path)).is_file():
+                raise
+            raise unreadable(Path(str(path)), error) from error
+        return upgrade_checkpoint(content)
+
+    def settle(self) -> None:
+        """Wait until all that was asked for is done.
+
+        Raises:
+            RunError: If something could not be written.
+        """
+        self.writer.wait()
+        self.writer.raise_error()
+
+    def teardown(self) -> None:
+        """Wait for what is left; after an error or a signal for a bounded time, and say it."""
+        if self._writer is None:
+            return
+        error = sys.exc_info()[1]
+        try:
+            self._end(error)
+            self._tell_loggers()
+        finally:
+            self._writer.end()
+            self._writer = self._host = None
+            self._untold = []
+
+    def _end(self, error: BaseException | None) -> None:
+        writer = self.writer
+        if error is None:
+            return self.settle()
+        seconds = ERROR_SECONDS if isinstance(error, Exception) else SIGNAL_SECONDS
+        if not writer.wait(seconds):
+            print(f"warning: {writer.abandon()} is not written", file=sys.stderr, flush=True)
+        try:
+            writer.raise_error()
+        except RunError as problem:  # must not hide what ended the run
+            print(f"warning: {problem}", file=sys.stderr, flush=True)
+
+
+def copy_event() -> Callable[[], None]:
+    """Return what waits until a GPU has copied what it was asked to copy so far."""
+    if not (torch.cuda.is_available() and torch.cuda.is_initialized()):
+        return lambda: None
+    event = torch.cuda.Event()
+    event.record()
+    return event.synchronize
+
+
+def same_content(one: Job, other: Job) -> bool:
+    """Return True if two checkpoints are of the same step, with equal weights."""
+    first, second = one.content or {}, other.content or {}
+    if first.keys() != second.keys() or first["global_step"] != second["global_step"]:
+        return False
+    return equal(first["state_dict"], second["state_dict"])
+
+
+def equal(one: Any, other: Any) -> bool:
+    """Return True if two state_dicts hold equal tensors, by where they lie if they are large."""
+    if one.keys() != other.keys():
+        return False
+    return all(
+        isinstance(value, Tensor)
+        and value.layout == other[name].layout == torch.strided
+        and (value.data_ptr() == other[name].data_ptr() or torch.equal(value, other[name]))
+        for name, value in one.items()
+    )
+
+
+def say_if_unreadable(content: dict[str, Any]) -> None:
+    """Say in one line if a checkpoint could be read by those alone who trust it."""
+    unsafe = first_unsafe(content)
+    if unsafe:
+        key, kind = unsafe
+        warn_user(f"checkpoints of this run need {TRUST} to be read: {key} holds {kind}")
 
 
 def upgrade_checkpoint(checkpoint: dict[str, Any]) -> dict[str, Any]:
@@ -60,28 +251,63 @@ def upgrade_checkpoint(checkpoint: dict[str, Any]) -> dict[str, Any]:
     return checkpoint
 
 
-def read_checkpoint(file: Path) -> dict[str, Any]:
-    """Read a checkpoint onto the CPU, without running any code that it may hold.
+def read_checkpoint(file: Path, weights_only: bool = True) -> dict[str, Any]:
+    """Read a checkpoint onto the CPU.
+
+    Args:
+        file: The checkpoint.
+        weights_only: Whether to refuse what could run code; False for a file that one trusts.
 
     Raises:
-        UsageError: If it is no checkpoint, or not all of it is there.
+        UsageError: If it is no checkpoint, or not all of it is there, or not all of it is read.
     """
     try:
-        # A file of before torch 1.6 is no zip archive, and cannot be mapped into memory.
-        content = torch.load(file, map_location="cpu", weights_only=True, mmap=is_zipfile(file))
+        with torch.serialization.safe_globals(SAFE):
+            # A file of before torch 1.6 is no zip archive, and cannot be mapped into memory.
+            content = torch.load(
+                file, map_location="cpu", weights_only=weights_only, mmap=is_zipfile(file)
+            )
     except Exception as error:  # torch raises many kinds
-        raise unreadable(file, type(error).__name__) from error
+        raise unreadable(file, error) from error
     if not isinstance(content, dict) or "state_dict" not in content:
         raise unreadable(file, "it has no state_dict")
     return upgrade_checkpoint(content)
 
 
-def unreadable(file: Path, reason: str) -> UsageError:
-    """Return an error that names another checkpoint in the folder, if there is a complete one."""
+def about_checkpoint(file: Path, weights_only: bool = True) -> dict[str, Any]:
+    """Return the engine's record of a checkpoint, in milliseconds where the file has one.
+
+    Raises:
+        UsageError: As `read_checkpoint`, where it has none.
+    """
+    record = read_record(file)
+    return record if record is not None else record_of(read_checkpoint(file, weights_only))
+
+
+def unreadable(file: Path, reason: Exception | str) -> UsageError:
+    """Return an error that says what to do."""
+    shown = display_path(file)
+    if isinstance(reason, str):
+        return UsageError(f"{shown}: not a checkpoint that can be read ({reason})")
+    if is_complete(file):
+        kind = refused_kind(file) or type(reason).__name__
+        hint = f"{TRUST} reads it, and runs what it says: for a file that you trust"
+        return UsageError(f"{shown}: holds {kind}; {hint}")
     others = (other for other in newest_first(file.parent) if other != file)
     complete = next(filter(is_complete, others), None)
     hint = f"; {display_path(complete)} can be" if complete else ""
-    return UsageError(f"{display_path(file)}: not a checkpoint that can be read ({reason}){hint}")
+    name = type(reason).__name__
+    return UsageError(f"{shown}: not a checkpoint that can be read ({name}){hint}")
+
+
+def refused_kind(file: Path) -> str:
+    """Return the class or function in a checkpoint that is not read, or ""."""
+    try:
+        with torch.serialization.safe_globals(SAFE):
+            unsafe = torch.serialization.get_unsafe_globals_in_checkpoint(file)
+    except Exception:  # torch raises many kinds
+        return ""
+    return unsafe[0] if unsafe else ""
 
 
 def is_complete(file: Path) -> bool:
@@ -89,7 +315,7 @@ def is_complete(file: Path) -> bool:
     try:
         with ZipFile(file) as archive:
             return archive.testzip() is None
-    except (BadZipFile, EOFError):
+    except (BadZipFile, EOFError, OSError):
         return False
 
 

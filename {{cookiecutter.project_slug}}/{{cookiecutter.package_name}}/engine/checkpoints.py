@@ -8,19 +8,19 @@ from datetime import timedelta
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
-from weakref import proxy
 
 from jsonargparse import ArgumentParser
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_only
 
-from .checkpoint_io import is_complete, newest_first, read_checkpoint
+from .checkpoint_io import about_checkpoint, is_complete, newest_first, read_checkpoint
+from .checkpoint_record import read_record, record_of
 from .errors import RunError, UsageError, print_usage_errors, warn_user
 from .files import display_path
+from .lightning_internals import original_save
 from .run import find_run, runs_root
 from .train_state import validation_follows
-from .wandb_logger import FLUSH_INTERVAL, RunWandbLogger
 
 REFERENCE = "a checkpoint file, RUN or RUN:last"
 
@@ -28,7 +28,7 @@ REFERENCE = "a checkpoint file, RUN or RUN:last"
 class LastCheckpoint(ModelCheckpoint):
     """Keeps last.ckpt, from which a run resumes bit-for-bit: at each epoch's end, and in between.
 
-    A checkpoint replaces the one before only when what was logged up to its step is written too.
+    It keeps no state: where it saves, and how often, is in the configuration.
 
     Args:
         dirpath: Folder of last.ckpt.
@@ -36,6 +36,8 @@ class LastCheckpoint(ModelCheckpoint):
         train_time_interval: Time between two within an epoch, if any.
         save_on_exception: Whether to write one when the training fails.
     """
+
+    takes_over = True  # a best checkpoint of the same step is the same file under another name
 
     def __init__(
         self,
@@ -53,24 +55,25 @@ class LastCheckpoint(ModelCheckpoint):
         self.every_n_train_steps = every_n_train_steps
         self.train_time_interval = train_time_interval
         self.save_requested = False  # at the next batch from which training can resume exactly
-        self.pending: Path | None = None  # a checkpoint that does not have its place yet
         self.step = -1  # of the newest checkpoint; that of its start once the training has begun
         self.saved_at = 0.0  # seconds, as time.monotonic
-        self.delay = 0.0  # seconds until what was logged is written
         self.cut_epoch = -1  # the last that was ended before its last batch
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take nothing from a checkpoint, neither from one of an earlier release."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.step, self.saved_at = trainer.global_step, time.monotonic()
-        to_wandb = any(isinstance(logger, RunWandbLogger) for logger in trainer.loggers)
-        self.delay = 3 * FLUSH_INTERVAL if to_wandb else 0
+        if Path(self.file).is_file():  # of an earlier start of this run
+            self.last_model_path = self.file
 
-    def on_train_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, *args: Any
-    ) -> None:
-        if self.pending and time.monotonic() >= self.saved_at + self.delay:
-            self._publish(trainer)
-
-    on_train_epoch_start = on_train_batch_start
+    @property
+    def file(self) -> str:
+        """The path of last.ckpt, which may be one of fsspec."""
+        return os.path.join(str(self.dirpath), "last.ckpt")
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         self.save_requested = self.save_requested or self._is_due(trainer)
@@ -99,7 +102,7 @@ class LastCheckpoint(ModelCheckpoint):
         """Do not save, unlike a ModelCheckpoint."""
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._publish(trainer)
+        """Do not save, unlike a ModelCheckpoint."""
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
@@ -109,7 +112,6 @@ class LastCheckpoint(ModelCheckpoint):
                 self._save(trainer)
             except (Exception, RunError) as error:  # must not hide what ended the training
                 rank_zero_only(print)(f"warning: the last state is not saved: {error}")
-        self._publish(trainer)
 
     def _is_due(self, trainer: Trainer) -> bool:
         """Return True if the settings ask for a checkpoint after this batch, on every rank."""
@@ -123,25 +125,12 @@ class LastCheckpoint(ModelCheckpoint):
         return trainer.strategy.broadcast(passed >= self.train_time_interval.total_seconds())
 
     def _save(self, trainer: Trainer) -> None:
-        """Write a checkpoint beside last.ckpt, which it replaces later."""
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        if self.pending:
-            time.sleep(max(0, self.saved_at + self.delay - time.monotonic()))
-            self._publish(trainer)
-        self.last_model_path = os.path.join(str(self.dirpath), "last.ckpt")
-        pending = Path(self.last_model_path).with_suffix(".part")
-        trainer.save_checkpoint(pending, weights_only=False)
+        self.last_model_path = self.file
+        original_save(self)(trainer, self.file)
         self.step, self.saved_at = trainer.global_step, time.monotonic()
-        self.save_requested, self.pending = False, pending
-
-    def _publish(self, trainer: Trainer) -> None:
-        """Rename a pending checkpoint to last.ckpt, and tell the loggers."""
-        if self.pending and trainer.is_global_zero:
-            self.pending.replace(self.last_model_path)
-            for logger in trainer.loggers:
-                logger.after_save_checkpoint(proxy(self))
-        self.pending = None
+        self.save_requested = False
 
 
 def find_checkpoint(reference: str, root: Path, option: str) -> Path:
@@ -178,12 +167,12 @@ def find_checkpoint(reference: str, root: Path, option: str) -> Path:
 
 def best_checkpoint(last: Path) -> Path:
     """Return the checkpoint beside last.ckpt that was the best; last.ckpt itself without one."""
-    for state in read_checkpoint(last).get("callbacks", {}).values():
-        best = state.get("best_model_path") if isinstance(state, dict) else None
-        if best:
-            file = last.with_name(Path(best).name)  # the folder may have been moved
-            return file if file.exists() else last
-    return last
+    record = read_record(last)
+    if record is None:
+        record = about_checkpoint(last) if is_complete(last) else {}
+    best = record.get("best")
+    file = last.with_name(str(best))  # by its name alone: the folder may have been moved
+    return file if best and file.exists() else last
 
 
 def newest_checkpoint(folder: Path) -> Path:
@@ -200,27 +189,34 @@ def newest_checkpoint(folder: Path) -> Path:
     return newest
 
 
-def saved_model_config(file: Path) -> dict[str, Any]:
+def saved_model_config(about: dict[str, Any], file: Path, given_class: str = "") -> dict[str, Any]:
     """Return a checkpoint's section `model`: `class_path` and `init_args`, or {} if it has none.
 
     With a fixed class it has the arguments alone. Options that a class does not take any more are
     left out, with a warning.
+
+    Args:
+        about: The engine's record of the checkpoint.
+        file: The checkpoint, for messages.
+        given_class: A class that takes the place of the one in the checkpoint, by its full or
+            its short name.
     """
-    return model_config(read_checkpoint(file), file)
-
-
-def model_config(checkpoint: dict[str, Any], file: Path) -> dict[str, Any]:
-    """Return the section `model` of a checkpoint that was read from `file`."""
-    saved = dict(checkpoint.get("hyper_parameters", {}))
+    saved = dict(about.get("hyper_parameters") or {})
     saved.pop("_instantiator", None)
     class_path = saved.pop("_class_path", None)
-    config = checkpoint.get("engine", {}).get("config", {}).get("model") or {}
+    config = (about.get("config") or {}).get("model") or {}
     if class_path is not None:  # else of a function or a fixed class, for which Lightning has none
         untyped = config.get("dict_kwargs", {})  # which a class takes as **kwargs
         options = {name: value for name, value in saved.items() if name not in untyped}
+        written = config.get("init_args") or {}
+        for name in set(about.get("omitted", ())) & written.keys():
+            options[name] = written[name]  # as the configuration writes it
         config = {**config, "class_path": class_path, "init_args": options}
     if "class_path" not in config:
         return config
+    if given_class and "." not in given_class:  # the parser knows what short names stand for
+        return {**config, "class_path": given_class}
+    config = {**config, "class_path": given_class or config["class_path"]}
     options = config.get("init_args") or {}
     accepted = add_arguments(ArgumentParser(), import_object(config["class_path"]))
     # A link to an option that the class never had leaves null.
@@ -230,7 +226,8 @@ def model_config(checkpoint: dict[str, Any], file: Path) -> dict[str, Any]:
         problem = f"the model no longer takes {', '.join(unknown)}"
         rank_zero_only(warn_user)(f"{problem}, which {display_path(file)} has")
     kept = {name: value for name, value in options.items() if name in accepted}
-    return {**config, "init_args": kept}
+    section = {name: value for name, value in config.items() if name != "init_args"}
+    return {**section, "init_args": kept} if kept else section
 
 
 def add_arguments(parser: ArgumentParser, target: Any) -> set[str]:
@@ -246,22 +243,27 @@ def import_object(class_path: str) -> Any:
         return resolve_name(class_path)
     except (ImportError, AttributeError, ValueError) as error:
         problem = f"the class of the checkpoint's model cannot be imported, {class_path}"
-        raise UsageError(f"{problem}: {error}") from error
+        raise UsageError(f"{problem}: {error}; --model CLASS says where it is now") from error
 
 
 @print_usage_errors()  # a SystemExit without a word, else
-def load(reference: str) -> LightningModule:
+def load(
+    reference: str, weights_only: bool = True, model_class: type[LightningModule] | None = None
+) -> LightningModule:
     """Load a model, in evaluation mode and on the CPU.
 
     Args:
         reference: A checkpoint file, a run's id or folder (its best checkpoint), or `RUN:last`.
+        weights_only: Whether to refuse a file that could run code; False for one that you trust.
+        model_class: The model's class, if it has another name or place now.
 
     Raises:
         UsageError: If there is no such checkpoint, or if it does not say how to make its model.
     """
     file = find_checkpoint(reference, runs_root(), "load")
-    checkpoint = read_checkpoint(file)
-    config = model_config(checkpoint, file)
+    checkpoint = read_checkpoint(file, weights_only)
+    given = f"{model_class.__module__}.{model_class.__qualname__}" if model_class else ""
+    config = saved_model_config(record_of(checkpoint), file, given)
     saved = checkpoint.get("hyper_parameters", {})
     class_path = config.get("class_path") or checkpoint.get("engine", {}).get("model_class")
     if not class_path:
@@ -269,9 +271,9 @@ def load(reference: str) -> LightningModule:
         raise UsageError(f"{problem}; use that class's load_from_checkpoint")
     target = import_object(class_path)
     is_class = isinstance(target, type)
-    if is_class and "_instantiator" in saved:
+    if is_class and "_instantiator" in saved and not given:
         return target.load_from_checkpoint(file, map_location="cpu").eval()
-    options = config["init_args"] if "class_path" in config else config
+    options = config.get("init_args", {}) if "class_path" in config else config
     try:
         model = make_model(target, {**saved, **options})  # only `saved` has what a link has set
     except ArgumentError as error:

@@ -25,7 +25,8 @@ from lightning.pytorch.callbacks import (
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from .checkpoint_io import AtomicCheckpointIO
+from .background_saves import BackgroundSaves
+from .checkpoint_io import BackgroundCheckpointIO
 from .checkpoints import LastCheckpoint
 from .command_line import NOT_RECORDED, CommandLine
 from .distributed import broadcast_run_id
@@ -38,7 +39,7 @@ from .parser import Parser
 from .placeholders import fill_placeholders, without_unmonitored
 from .progress import progress_callback
 from .provenance import differences, print_origins, refuse_redacted
-from .recorder import RunRecorder, best_or_last, print_outcome
+from .recorder import RunRecorder, best_or_last, is_of_this_run, print_outcome
 from .restore import RestoreRun
 from .resume import CheckpointLayers, find_restart_checkpoint, load_initial_weights
 from .run import Run
@@ -81,11 +82,19 @@ class CLI(LightningCLI):
     def __init__(self, *classes: Any, **options: Any) -> None:
         self.parsers: list[Any] = []  # one for each subcommand, in their order
         self.shutdown = GracefulShutdown()
-        self.resources = Resources()
+        self.resources = ExitStack()
         options = {"save_config_callback": None, "parser_class": Parser, **options}
         runs = options.get("run", True)
         with print_usage_errors(), session(self.shutdown, self.resources, runs):
             super().__init__(*classes, **options)
+
+    def __deepcopy__(self, memo: Any) -> "CLI":
+        """Return this one: a copy of a command would be none.
+
+        A model with a function among its options refers to the parser, and so to the CLI; a
+        callback such as EMAWeightAveraging copies the model.
+        """
+        return self
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -279,7 +288,9 @@ class CLI(LightningCLI):
         if settings.get("barebones"):
             return own
         state = TrainState(shares_data(settings))
-        first = [state, self.restore, self.recorder, *own]  # what theirs log counts for ours
+        saves = BackgroundSaves((ModelCheckpoint, LastCheckpoint))
+        # Before those of the team: what theirs log counts for ours.
+        first = [state, saves, self.restore, self.recorder, *own]
         if self.command_line.verb == "fit":
             named = self.named_callbacks
             check = MetricNameCheck(named, self.monitor)
@@ -318,7 +329,7 @@ class CLI(LightningCLI):
         if self.recorder in callbacks and trainer.is_global_zero and not dry_run:
             self.run.lock(self.resources)
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
-            trainer.strategy.checkpoint_io = AtomicCheckpointIO()
+            trainer.strategy.checkpoint_io = BackgroundCheckpointIO()
         for callback in trainer.checkpoint_callbacks if dry_run else ():
             vars(callback)["save_last"] = False  # Lightning writes it even then
         if not trainer.barebones:
@@ -330,7 +341,8 @@ class CLI(LightningCLI):
     def before_fit(self) -> None:
         """Begin with the weights of another run if asked to, and compile the model."""
         if self.checkpoint.mode == "init_from":
-            load_initial_weights(self.model, Path(str(self.checkpoint.path)))
+            file = Path(str(self.checkpoint.path))
+            load_initial_weights(self.model, file, self.command_line.weights_only)
         options = self._of_subcommand(self.config_init)
         if options.matmul_precision:
             torch.set_float32_matmul_precision(options.matmul_precision)
@@ -343,10 +355,9 @@ class CLI(LightningCLI):
         """Test the best checkpoint if asked to, and say what the run left."""
         trainer = self.trainer
         options = self._of_subcommand(self.config_init)
-        best = self.best_checkpoint
-        own = best is not None and best.is_relative_to(self.run.folder)
         if options.get("test_after_fit"):
-            path = str(best) if own else None
+            best = best_or_last(trainer)
+            path = best if is_of_this_run(trainer, best) else None
             trainer.test(self.model, datamodule=self.datamodule, ckpt_path=path)
         if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
@@ -354,17 +365,6 @@ class CLI(LightningCLI):
             print(f"done     nothing was left to train after step {trainer.global_step}")
         default_root = self.command_line.default_root
         print_outcome(trainer, self.run, self.named_callbacks, default_root)
-
-
-class Resources(ExitStack):
-    """What is open until the command ends. A copy has nothing open.
-
-    A callback such as EMAWeightAveraging copies the model; one with a function among its options
-    refers to the parser, and so to the CLI.
-    """
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Resources, ()
 
 
 def wants_progress(settings: Namespace, callbacks: list[Callback]) -> bool:

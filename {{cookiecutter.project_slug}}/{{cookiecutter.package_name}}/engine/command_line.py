@@ -21,7 +21,7 @@ from .errors import UsageError, did_you_mean
 from .layers import SAVED_MODEL, Layer, read_layers
 from .legacy import Renames
 from .provenance import SHOW_ORIGINS, display_name, given_settings
-from .resume import CHECKPOINT_FLAGS, resolve_checkpoint_flags
+from .resume import CHECKPOINT_FLAGS, Asked, resolve_checkpoint_flags
 from .run import runs_root
 
 RUN_FLAGS = ("runs_root", "run_id")
@@ -55,9 +55,17 @@ class CommandLine:
         self.run_id: str | None = given.get("run_id")
         self.root = Path(given.get("runs_root") or runs_root()).expanduser().absolute()
         named_checkpoint = {name: given[name] for name in CHECKPOINT_FLAGS if name in given}
-        self.checkpoint = resolve_checkpoint_flags(
-            self.verb, named_checkpoint, self.root, bool(files)
+        settings = {one.name: one.value for one in given_settings(files, self.flags)}
+        self.weights_only = settings.get("weights_only") is not False
+        model_class = settings.get("model.class_path") or settings.get("model")
+        asked = Asked(
+            self.verb,
+            self.root,
+            bool(files),
+            model_class if isinstance(model_class, str) else "",
+            self.weights_only,
         )
+        self.checkpoint = resolve_checkpoint_flags(asked, named_checkpoint)
         self._refuse_another_id()
         self.default_root = self.checkpoint.root == runs_root()  # where a run's id is enough
         self._refuse_random_weights()

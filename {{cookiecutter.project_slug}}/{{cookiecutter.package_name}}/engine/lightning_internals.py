@@ -20,6 +20,7 @@ from lightning.pytorch.trainer import call
 from lightning.pytorch.trainer.connectors import data_connector
 from lightning.pytorch.trainer.connectors.logger_connector import result
 from lightning.pytorch.utilities import rank_zero_only
+from torch.utils import _python_dispatch
 from torch.utils.data import dataloader
 
 from .errors import RunError, warn_user
@@ -425,6 +426,38 @@ def count_as_within_epoch(checkpoint: dict[str, Any]) -> None:
         loops["epoch_progress"][which]["processed"] -= 1
         loops["epoch_loop.batch_progress"][which]["completed"] -= 1
     loops["epoch_loop.state_dict"]["_batches_that_stepped"] -= 1
+
+
+def wraps_tensors(value: torch.Tensor) -> bool:
+    """Return True for a tensor that only wraps others, such as a DTensor.
+
+    Without it the copy of such a tensor would be empty.
+    """
+    return bool(_python_dispatch.is_traceable_wrapper_subclass(value))
+
+
+def original_save(saving: Any) -> Callable[..., None]:
+    """Return the method by which a ModelCheckpoint saves a file and tells loggers of it.
+
+    Raises:
+        RunError: If this release of Lightning has none.
+    """
+    try:
+        save: Callable[..., None] = saving._save_checkpoint
+    except GONE as error:
+        raise RunError(f"this release of Lightning saves in another way: {error}") from error
+    return save
+
+
+def replace_save(saving: Any, save: Callable[..., None] | None) -> None:
+    """Have a ModelCheckpoint save by another method; by its own again with None.
+
+    Without it the training waits for each file, and loggers are told before it is there.
+    """
+    if save is None:
+        vars(saving).pop("_save_checkpoint", None)
+    else:
+        vars(saving)["_save_checkpoint"] = save
 
 
 def run_of_parent(logger: WandbLogger, wandb: Any) -> Any:

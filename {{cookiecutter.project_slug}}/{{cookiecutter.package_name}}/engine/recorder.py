@@ -63,11 +63,16 @@ class RunRecorder(Callback):
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
+        saving = first_with_monitor(trainer)
+        score = saving and getattr(saving, "current_score", None)
         checkpoint["engine"] = {
             "version": __version__,
             "run_id": self.run.id,
             "config": self.config,
             "model_class": f"{type(pl_module).__module__}.{type(pl_module).__qualname__}",
+            "best": Path(saving.best_model_path).name or None if saving else None,
+            "monitor": saving and saving.monitor,
+            "score": None if score is None else float(score),
         }
 
     def write_config(self) -> None:
@@ -135,12 +140,24 @@ def batch_size(loaders: Any) -> int | None:
     return sizes[0] if len(sizes) == 1 and isinstance(sizes[0], int) else None
 
 
+def first_with_monitor(trainer: Trainer) -> ModelCheckpoint | None:
+    """Return the callback whose checkpoints are the best ones; None without a monitor."""
+    saving = [saved for saved in trainer.checkpoint_callbacks if isinstance(saved, ModelCheckpoint)]
+    return next((saved for saved in saving if saved.monitor), None)
+
+
 def best_or_last(trainer: Trainer) -> str:
     """Return the best checkpoint that was saved, or else the last one; "" if there is none."""
     saving = [saved for saved in trainer.checkpoint_callbacks if isinstance(saved, ModelCheckpoint)]
     files = [saved.best_model_path for saved in saving]
     files += [saved.last_model_path for saved in saving]
     return next(filter(None, files), "")
+
+
+def is_of_this_run(trainer: Trainer, file: str) -> bool:
+    """Return False for a checkpoint of another run, with which this one began."""
+    saving = [saved for saved in trainer.checkpoint_callbacks if isinstance(saved, ModelCheckpoint)]
+    return any(file and saved.dirpath and file.startswith(str(saved.dirpath)) for saved in saving)
 
 
 def print_outcome(
@@ -163,10 +180,11 @@ def print_outcome(
     for logger in trainer.loggers:
         if isinstance(logger, RunWandbLogger):
             print(f"W&B      {logger.url_or_dir}")
-    best = Path(best_or_last(trainer))
-    if not best.is_relative_to(run.folder):  # that of another run, with which this one began
+    best = best_or_last(trainer)
+    if not is_of_this_run(trainer, best):
         return
+    shown = best if "://" in best else display_path(Path(best))
     by_id = default_root and (run.checkpoints / "last.ckpt").exists()
-    reference = run.id if by_id else display_path(best)
-    print(f"saved    {display_path(best)}")
+    reference = run.id if by_id else shown
+    print(f"saved    {shown}")
     print(f"test     {python_command('test', '--ckpt_path', reference)}")

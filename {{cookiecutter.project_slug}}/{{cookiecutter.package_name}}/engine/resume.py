@@ -8,11 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities import rank_zero_only
 
-from .checkpoint_io import read_checkpoint
-from .checkpoints import find_checkpoint, newest_checkpoint, saved_model_config
+from .checkpoint_io import about_checkpoint, read_checkpoint
+from .checkpoints import (
+    find_checkpoint,
+    import_object,
+    newest_checkpoint,
+    saved_model_config,
+)
 from .errors import UsageError
 from .files import display_path
 from .run import Run, find_run
@@ -47,23 +53,39 @@ class CheckpointLayers:
     from_checkpoint: tuple[str, ...] = ()
 
 
-def resolve_checkpoint_flags(
-    subcommand: str, flags: dict[str, str], root: Path, has_config: bool
-) -> CheckpointLayers:
-    """Find the checkpoint that the flags name, and the configuration that comes with it.
+@dataclass(frozen=True)
+class Asked:
+    """What a command asks for beside the checkpoint.
 
     Args:
         subcommand: `fit`, or another, which evaluates.
-        flags: Those of CHECKPOINT_FLAGS that are given.
         root: Folder of all runs.
         has_config: Whether the command has a configuration file.
+        model_class: The model's class, if a file or a flag gives it.
+        weights_only: Whether a checkpoint is refused that could run code.
+    """
+
+    subcommand: str
+    root: Path
+    has_config: bool
+    model_class: str = ""
+    weights_only: bool = True
+
+
+def resolve_checkpoint_flags(asked: Asked, flags: dict[str, str]) -> CheckpointLayers:
+    """Find the checkpoint that the flags name, and the configuration that comes with it.
+
+    Args:
+        asked: What the command asks for beside it.
+        flags: Those of CHECKPOINT_FLAGS that are given.
 
     Raises:
         UsageError: If flags do not go together, or if there is no such checkpoint.
     """
+    root = asked.root
     if not flags:
         return CheckpointLayers("", root)
-    mode = check_flags(subcommand, flags)
+    mode = check_flags(asked.subcommand, flags)
     reference = flags[mode]
     if mode == "ckpt_path" and LIGHTNING_WORDS.fullmatch(reference):
         return CheckpointLayers(mode, root, path=reference)
@@ -74,9 +96,12 @@ def resolve_checkpoint_flags(
         file = newest_checkpoint(folder)
     else:
         file = find_checkpoint(reference, root, f"--{mode}")
-    trains = subcommand == "fit"
-    run_config = run_layers(file, from_file=not trains and not has_config)
-    model = model_layers(file)
+    trains = asked.subcommand == "fit"
+    about = about_checkpoint(file, asked.weights_only)
+    run_config = run_layers(about, file, from_file=not trains and not asked.has_config)
+    model = model_layers(about, file, asked, mode)
+    if asked.model_class:
+        run_config = tuple(with_class(layer, asked.model_class) for layer in run_config)
     return CheckpointLayers(
         mode,
         root,
@@ -107,19 +132,43 @@ def resumed_id(folder: Path) -> str:
     return folder.name
 
 
-def run_layers(file: Path, from_file: bool) -> tuple[str, ...]:
+def run_layers(about: dict[str, Any], file: Path, from_file: bool) -> tuple[str, ...]:
     """Return the configuration of a checkpoint's run; without a run, perhaps that in the file."""
     config = file.parent.parent / "config.yaml"
     if config.is_file():
         return (str(config),)
-    saved = read_checkpoint(file).get("engine", {}).get("config") if from_file else None
+    saved = about.get("config") if from_file else None
     return (json.dumps(saved),) if saved else ()
 
 
-def model_layers(file: Path) -> tuple[str, ...]:
-    """Return what a checkpoint says of its model."""
-    model = saved_model_config(file)
-    return (json.dumps({"model": model}, default=str),) if model else ()
+def with_class(layer: str, model_class: str) -> str:
+    """Return a run's configuration with another class of the model, if its own is gone."""
+    values = yaml.safe_load(layer if layer.startswith("{") else Path(layer).read_text("utf-8"))
+    section = values.get("model")
+    if not isinstance(section, dict) or "class_path" not in section:
+        return layer
+    try:
+        import_object(section["class_path"])
+    except UsageError:
+        return json.dumps({**values, "model": {**section, "class_path": model_class}})
+    return layer
+
+
+def model_layers(about: dict[str, Any], file: Path, asked: Asked, mode: str) -> tuple[str, ...]:
+    """Return what a checkpoint says of its model.
+
+    Raises:
+        UsageError: If its class cannot be imported, and the command gives none.
+    """
+    try:
+        model = saved_model_config(about, file)
+    except UsageError:
+        if not asked.model_class:
+            raise
+        if mode == "init_from":
+            return ()
+        model = saved_model_config(about, file, asked.model_class)
+    return (json.dumps({"model": model}),) if model else ()
 
 
 def find_restart_checkpoint(run: Run) -> Path:
@@ -133,14 +182,19 @@ def find_restart_checkpoint(run: Run) -> Path:
     return newest_checkpoint(run.folder)
 
 
-def load_initial_weights(module: LightningModule, file: Path) -> None:
+def load_initial_weights(module: LightningModule, file: Path, weights_only: bool) -> None:
     """Copy those tensors of a checkpoint that fit a module, and print a line for each other.
+
+    Args:
+        module: The module.
+        file: The checkpoint.
+        weights_only: Whether to refuse a file that could run code.
 
     Raises:
         UsageError: If none fits.
     """
     module.configure_model()
-    own, given = module.state_dict(), read_checkpoint(file)["state_dict"]
+    own, given = module.state_dict(), read_checkpoint(file, weights_only)["state_dict"]
     shapes, given_shapes = shapes_of(own), shapes_of(given)
     fitting = {
         name: value for name, value in given.items() if given_shapes[name] == shapes.get(name)

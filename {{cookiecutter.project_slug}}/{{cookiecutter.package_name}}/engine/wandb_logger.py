@@ -2,7 +2,7 @@
 
 import inspect
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,6 +18,7 @@ from .run import Run
 from .wandb_session import teardown_wandb, unavailable_reason
 
 if TYPE_CHECKING:
+    from .wandb_log import GrowingLog
     from .wandb_uploads import Uploads
 
 FLUSH_INTERVAL = 0.02  # seconds, after which W&B's client has what was logged in its file
@@ -87,6 +88,8 @@ class RunWandbLogger(WandbLogger):
         self.uploads: Uploads | None = None
         self.opened_session = False
         self.finished = False
+        self.first_row = 0
+        self.growing: GrowingLog | None = None  # what W&B's client has written
         if init:
             self._add_init_arguments(init)
 
@@ -125,6 +128,7 @@ class RunWandbLogger(WandbLogger):
         if wandb_run(self) is None:
             run = run_of_parent(self, wandb) or self._begin()
             set_wandb_run(self, run)
+            self.first_row, self.growing = run.step, None
             run.define_metric("trainer/global_step")
             run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
         return wandb_run(self)
@@ -190,6 +194,19 @@ class RunWandbLogger(WandbLogger):
             teardown_wandb()
             set_wandb_run(self, None)
             super().log_metrics(metrics, step)
+
+    def what_is_logged(self) -> Callable[[], bool]:
+        """Return what says whether W&B's client has written all that is logged so far.
+
+        It asks the client, which takes a moment: not for the thread of the training.
+        """
+        from .wandb_log import GrowingLog, RowsWritten
+
+        run = wandb_run(self)
+        if rank_zero_only.rank or run is None or run.disabled:  # type: ignore[attr-defined]
+            return lambda: True
+        self.growing = self.growing or GrowingLog(Path(run.settings.sync_file))
+        return RowsWritten(run, self.growing, self.first_row)
 
     @rank_zero_only
     def after_save_checkpoint(self, checkpoint_callback: ModelCheckpoint) -> None:

@@ -4,27 +4,21 @@ Each start of a run leaves a log with all that was recorded, a `.wandb` file, wh
 it. W&B's own `wandb sync` sends a log as a whole, behind the rows that are there already. So it is
 given a copy without those rows, and with the checkpoints that wait in `uploads/`. What is there is
 asked of W&B and noted nowhere: all of this may be killed at any time and started again.
-
-A log is one of LevelDB, https://github.com/google/leveldb/blob/main/doc/log_format.md, after seven
-bytes of W&B's; each record in it is a message of W&B's client.
 """
 
 import argparse
 import json
 import math
 import os
-import struct
 import subprocess
 import sys
-import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from subprocess import DEVNULL
 from tempfile import TemporaryDirectory
-from typing import IO, Any
+from typing import IO
 
 import wandb
 from tqdm import tqdm  # type: ignore[import-untyped]
@@ -33,6 +27,7 @@ from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]
 from .errors import UsageError
 from .files import display_path
 from .run import find_run, runs_root
+from .wandb_log import HEADER, TransactionLog, kind_of, read_log, write_log
 from .wandb_session import teardown_wandb, unavailable_reason
 
 try:
@@ -40,9 +35,6 @@ try:
 except ImportError:  # on Windows
     fcntl = None  # type: ignore[assignment]
 
-HEADER = 7  # bytes: of W&B's at the start of a log, and of each piece
-BLOCK = 32768  # bytes, which no piece crosses
-FULL, FIRST, MIDDLE, LAST = 1, 2, 3, 4  # kinds of pieces
 QUIET = {"WANDB_SILENT": "true", "WANDB_ERROR_REPORTING": "false", "WANDB_MODE": "online"}
 # If W&B goes away meanwhile; its client would try for days.
 RETRY_LIMITS = {
@@ -113,31 +105,6 @@ def take_lock(lock: IO[str]) -> bool:
     except OSError:  # a file system without locks
         pass
     return True
-
-
-@dataclass
-class TransactionLog:
-    """What W&B's client recorded of one start of a run."""
-
-    file: Path
-    records: list[Record]
-
-    def of_kind(self, kind: str) -> list[Any]:
-        """Return the contents of all records of one kind, such as `history`."""
-        return [getattr(one, kind) for one in self.records if kind_of(one) == kind]
-
-    @cached_property
-    def times(self) -> list[float]:
-        """When each row was logged, in seconds; no two rows of a run have the same time."""
-        times = []
-        for row in self.of_kind("history"):
-            values = {item.key or item.nested_key[0]: item.value_json for item in row.item}
-            times.append(float(values["_timestamp"]))
-        return times
-
-
-def kind_of(record: Record) -> str:
-    return str(record.WhichOneof("record_type"))
 
 
 class RemoteRun:
@@ -409,47 +376,3 @@ def commit_of(log: TransactionLog) -> str | None:
     updates = [run.config for run in log.of_kind("run")] + log.of_kind("config")
     config = {item.key: item.value_json for update in updates for item in update.update}
     return json.loads(config.get("run", "{}")).get("commit")
-
-
-def read_log(file: Path) -> list[Record]:
-    """Return the records of a log, up to the first that is not complete."""
-    content, records = file.read_bytes(), list[Record]()
-    position, parts = HEADER, b""
-    while position + HEADER <= len(content):
-        room = BLOCK - position % BLOCK
-        if room < HEADER:  # filled up with zeros
-            position += room
-            continue
-        start = position + HEADER
-        checksum, length, kind = struct.unpack_from("<IHB", content, position)
-        piece = content[start : start + length]
-        if zlib.crc32(bytes([kind]) + piece) != checksum:  # its writer was killed
-            break
-        parts = piece if kind in (FULL, FIRST) else parts + piece
-        if kind in (FULL, LAST):
-            records.append(Record.FromString(parts))
-        position = start + length
-    return records
-
-
-def write_log(file: Path, head: bytes, records: Iterable[Record]) -> None:
-    """Write a log that begins with the bytes `head`."""
-    log = bytearray(head)
-    for record in records:
-        append_record(log, record.SerializeToString())
-    file.write_bytes(log)
-
-
-def append_record(log: bytearray, content: bytes) -> None:
-    """Append a record to a log, in as many pieces as the blocks ask for."""
-    first = True
-    while first or content:
-        left = BLOCK - len(log) % BLOCK
-        if left < HEADER:
-            log.extend(bytes(left))
-        room = BLOCK - len(log) % BLOCK - HEADER
-        piece, content = content[:room], content[room:]
-        begins, ends = (FIRST, FULL) if first else (MIDDLE, LAST)
-        kind = begins if content else ends
-        log += struct.pack("<IHB", zlib.crc32(bytes([kind]) + piece), len(piece), kind) + piece
-        first = False

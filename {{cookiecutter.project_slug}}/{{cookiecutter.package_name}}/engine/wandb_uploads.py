@@ -8,9 +8,9 @@ from queue import SimpleQueue
 from threading import Event, Thread
 from typing import TYPE_CHECKING, Any
 
-import torch
 import wandb
 
+from .checkpoint_io import about_checkpoint
 from .errors import UsageError
 from .files import git_commit
 from .version import __version__
@@ -100,9 +100,8 @@ class Uploads:
         """Upload a checkpoint; return True if it needs no further try."""
         try:
             artifact, aliases = checkpoint_artifact(file, self.run.id, git_commit())
-        except Exception as error:  # torch raises many kinds; the file stays where it is
-            problem = f"not a checkpoint that can be read ({type(error).__name__})"
-            print(f"warning: {file}: {problem}", flush=True)
+        except UsageError as error:  # the file stays where it is
+            print(f"warning: {error}", flush=True)
             return True
         try:
             step = artifact.metadata["step"]
@@ -125,18 +124,16 @@ def checkpoint_artifact(
     file: Path, run_id: str, commit: str | None
 ) -> tuple[wandb.Artifact, list[str]]:
     """Return a checkpoint in `uploads/` as a version of the run's model, and its aliases."""
-    content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    record = about_checkpoint(file)
     about: dict[str, Any] = {
-        "epoch": content["epoch"],
-        "step": content["global_step"],
+        "epoch": record["epoch"],
+        "step": record["step"],
         "commit": commit,
         "engine_version": __version__,
-        "class_path": content.get("hyper_parameters", {}).get("_class_path"),
+        "class_path": record["hyper_parameters"].get("_class_path"),
     }
-    for name, state in content["callbacks"].items():
-        if "ModelCheckpoint" in name and state.get("current_score") is not None:
-            about["monitor"] = state.get("monitor")
-            about["score"] = float(state["current_score"])
+    if record.get("score") is not None:
+        about |= {"monitor": record["monitor"], "score": record["score"]}
     artifact = wandb.Artifact(f"model-{run_id}", "model", metadata=about)
     artifact.add_file(str(file), "model.ckpt", policy="immutable")
     return artifact, ["latest", file.stem.partition("-")[2]]

@@ -1,0 +1,106 @@
+"""The callback that has checkpoints written beside the training."""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from .checkpoint_io import BackgroundCheckpointIO
+from .lightning_internals import original_save, replace_save
+from .wandb_logger import RunWandbLogger
+
+IMMEDIATE = "link"  # `save_last`: a link to a file that has to be there
+
+
+class BackgroundSaves(Callback):
+    """Has what ModelCheckpoint and LastCheckpoint save written during the training.
+
+    Loggers are told of a checkpoint when its file is there. An error is raised at the next step.
+    A subclass may read what it has saved, so it is served as by stock: the training waits. So does
+    every other caller of `trainer.save_checkpoint`. A CheckpointIO that the user gives is left
+    alone.
+
+    It is called before the other callbacks, so that at the end of the training they find all files.
+
+    Args:
+        kinds: The classes whose saves are written in the background.
+    """
+
+    def __init__(self, kinds: Iterable[type[ModelCheckpoint]]) -> None:
+        self.kinds = tuple(kinds)
+        self.io: BackgroundCheckpointIO | None = None
+        self.served: list[ModelCheckpoint] = []
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._restore()
+        io = trainer.strategy.checkpoint_io
+        self.io = io if isinstance(io, BackgroundCheckpointIO) and stage == "fit" else None
+        if self.io is None:
+            return
+        if trainer.is_global_zero:
+            self.io.writer.mark = lambda: what_is_logged(trainer)
+        for saving in trainer.checkpoint_callbacks:
+            if type(saving) in self.kinds and saving.save_last != IMMEDIATE:
+                self._serve(saving, self.io)
+
+    def _serve(self, saving: ModelCheckpoint, io: BackgroundCheckpointIO) -> None:
+        save, exists = original_save(saving), saving.file_exists
+
+        def save_in_background(trainer: Trainer, filepath: str) -> None:
+            with io.in_background(), told_later(trainer, io):
+                save(trainer, filepath)
+            io.take_over(Path(filepath), getattr(saving, "takes_over", False))
+
+        def file_exists(filepath: Any, trainer: Trainer) -> bool:
+            io.settle_file(filepath)
+            return exists(filepath, trainer)
+
+        replace_save(saving, save_in_background)
+        vars(saving)["file_exists"] = file_exists
+        self.served.append(saving)
+
+    def _restore(self) -> None:
+        for saving in self.served:
+            replace_save(saving, None)
+            vars(saving).pop("file_exists", None)
+        self.served = []
+
+    def _begin_writing(self, *_: Any) -> None:
+        if self.io is not None:
+            self.io.begin_writing()
+
+    on_train_batch_start = on_train_epoch_start = _begin_writing
+
+    def _finish_writing(self, *_: Any) -> None:
+        if self.io is not None:
+            self.io.finish_writing()
+
+    # Callbacks whose hooks of the same name come later may save too.
+    on_train_end = on_fit_end = _finish_writing
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._finish_writing()
+        self._restore()
+
+
+@contextmanager
+def told_later(trainer: Trainer, io: BackgroundCheckpointIO) -> Iterator[None]:
+    """Have loggers told of what is saved in here when the file is there."""
+    for logger in trainer.loggers:
+        tell: Callable[..., None] = logger.after_save_checkpoint
+        vars(logger)["after_save_checkpoint"] = lambda saving, tell=tell: io.tell(tell, saving)
+    try:
+        yield
+    finally:
+        for logger in trainer.loggers:
+            vars(logger).pop("after_save_checkpoint", None)
+
+
+def what_is_logged(trainer: Trainer) -> Callable[[], bool]:
+    """Return what says whether all that is logged so far is in a file."""
+    ours = [logger for logger in trainer.loggers if isinstance(logger, RunWandbLogger)]
+    written = [logger.what_is_logged() for logger in ours]
+    return lambda: all(is_written() for is_written in written)
