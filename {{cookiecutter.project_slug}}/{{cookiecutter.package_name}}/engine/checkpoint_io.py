@@ -12,9 +12,9 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
 from .checkpoint_record import read_record, record_of
-from .checkpoint_writer import CheckpointWriter, Job, write_file
+from .checkpoint_writer import CheckpointWriter, Job
 from .errors import RunError, UsageError, warn_user
-from .files import atomic_write, display_path, redact
+from .files import display_path, redact
 from .host_copy import HostCopy
 from .readable import SAFE, first_unsafe
 
@@ -72,11 +72,10 @@ class BackgroundCheckpointIO(TorchCheckpointIO):
             self.settle()
         if remote:
             return super().save_checkpoint(content, path, storage_options)
-        if not self.waits:
-            self._hold(content, Path(path))
-            return
-        with atomic_write(Path(path)) as part:
-            write_file(part, content, record_of(content))
+        self._hold(content, Path(path))
+        if self.waits:
+            self.writer.release(waits_for_rows=False)
+            self.settle()
 
     def _hold(self, content: dict[str, Any], path: Path) -> None:
         writer, host = self.writer, self._host

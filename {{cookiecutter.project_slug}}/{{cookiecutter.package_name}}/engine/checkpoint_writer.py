@@ -90,11 +90,17 @@ class CheckpointWriter:
             job.paths = [*(path for path in other.paths if path not in job.paths), *job.paths]
             job.tickets = [*other.tickets, *job.tickets]
 
-    def release(self) -> None:
-        """Have what is held done: first the writing, then the removing."""
+    def release(self, waits_for_rows: bool = True) -> None:
+        """Have what is held done: first the writing, then the removing.
+
+        Args:
+            waits_for_rows: Whether files take their place after what is logged by now.
+        """
+        if self.error:
+            self.held = []
         if not self.held:
             return
-        may_be_placed = self.mark()
+        may_be_placed = self.mark() if waits_for_rows else lambda: True
         writing = [job for job in self.held if not isinstance(job, Removal)]
         written = {path for job in writing for path in job.paths}
         removing = [job for job in self.held if isinstance(job, Removal)]

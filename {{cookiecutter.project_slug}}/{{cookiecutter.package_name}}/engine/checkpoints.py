@@ -9,6 +9,7 @@ from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
 
+import torch
 from jsonargparse import ArgumentParser
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -19,6 +20,7 @@ from .checkpoint_record import read_record, record_of
 from .errors import RunError, UsageError, print_usage_errors, warn_user
 from .files import display_path
 from .lightning_internals import original_save
+from .readable import SAFE
 from .run import find_run, runs_root
 from .train_state import validation_follows
 
@@ -272,7 +274,11 @@ def load(
     target = import_object(class_path)
     is_class = isinstance(target, type)
     if is_class and "_instantiator" in saved and not given:
-        return target.load_from_checkpoint(file, map_location="cpu").eval()
+        with torch.serialization.safe_globals(SAFE):
+            loaded = target.load_from_checkpoint(
+                file, map_location="cpu", weights_only=weights_only
+            )
+        return loaded.eval()
     options = config.get("init_args", {}) if "class_path" in config else config
     try:
         model = make_model(target, {**saved, **options})  # only `saved` has what a link has set

@@ -166,7 +166,7 @@ class CLI(LightningCLI):
             raise UsageError(str(error)) from error
         line, options = self.command_line, self.options_parser
         names = options.get_defaults(skip_validation=True).keys()
-        line.leave_out_unknown({name.partition(".")[0] for name in names})
+        line.leave_out_unknown({name.partition(".")[0] for name in names} - {"weights_only"})
         registered = [key.removeprefix("callbacks.") for key in options.callback_keys]
         for name in line.new_callbacks([*self.callbacks, *registered]):
             options.add_argument(f"--callbacks.{name}", type=Callback | None, default=None)
@@ -220,7 +220,7 @@ class CLI(LightningCLI):
         everything = {"skip_unset": False, "skip_link_targets": False}
         record = json.loads(self.parser.dump(self.config, format="json", **everything))
         record = self._of_subcommand(record)
-        for name in NOT_RECORDED:
+        for name in (*NOT_RECORDED, "weights_only"):  # trust in one file is not for others
             record.pop(name, None)
         if line.shows_origins:
             print_origins(record, line.layers, line.flags)

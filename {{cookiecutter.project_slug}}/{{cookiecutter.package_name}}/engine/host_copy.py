@@ -17,6 +17,7 @@ from .lightning_internals import wraps_tensors
 
 ATOMS = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size)
 PIECE = 1 << 23  # elements that are compared at a time
+SMALL = 1 << 20  # bytes, below which a copy costs as little as a buffer
 Path = tuple[Any, ...]  # the keys that lead to a value
 
 
@@ -30,8 +31,7 @@ class HostCopy:
     def __init__(self, wait: Callable[[], None]) -> None:
         self.wait = wait
         self.buffers: dict[Path, Tensor] = {}  # by the first path to a storage, as bytes
-        self.shared: set[Path] = set()  # those that a file is still to be written from
-        self.changed = False  # whether the last copy differs in a tensor from the one before
+        self.shared: set[Path] = set()  # those that a file may still have to be written from
 
     def copy(self, content: dict[str, Any]) -> dict[str, Any]:
         """Return a copy of a checkpoint's content.
@@ -39,7 +39,6 @@ class HostCopy:
         Tensors that share memory still do. Numpy's scalars become Python's, and plain subclasses
         of Tensor become Tensors: `torch.load(weights_only=True)` reads no others.
         """
-        self.changed = False
         one = OneCopy(self)
         copied: dict[str, Any] = one.of(content, ())
         unused = self.buffers.keys() - one.used
@@ -49,7 +48,9 @@ class HostCopy:
         return copied
 
     def fill(self, path: Path, source: Tensor) -> Tensor:
-        """Return the buffer at a path with the bytes of `source`."""
+        """Return a copy of `source`, which is bytes, in the buffer at its path if it is large."""
+        if source.nbytes < SMALL:
+            return source.to("cpu", copy=True)
         kept = self.buffers.get(path)
         if kept is not None and kept.nbytes == source.nbytes:
             if path in self.shared and same_bytes(kept, source):
@@ -57,7 +58,6 @@ class HostCopy:
         else:
             pinned = source.is_cuda
             kept = torch.empty(source.nbytes, dtype=torch.uint8, pin_memory=pinned)
-        self.changed = True
         if self.shared:
             self.wait()
             self.shared = set()
@@ -98,8 +98,10 @@ class OneCopy:
         return copy.deepcopy(value)
 
     def of_tensor(self, value: Tensor, path: Path) -> Tensor:
-        if not is_plain(value):  # sparse, quantized, DTensor and the like
+        if value.device.type == "meta" or wraps_tensors(value):
             return copy.deepcopy(value.detach())
+        if not is_plain(value):
+            return value.detach().clone()
         storage = value.untyped_storage()
         place = (storage.data_ptr(), storage.nbytes(), value.device)
         if place not in self.storages:
@@ -114,10 +116,8 @@ class OneCopy:
 
 def is_plain(value: Tensor) -> bool:
     """Return True for a tensor that is a view of memory, also of a subclass such as MONAI's."""
-    views_memory = value.layout is torch.strided and value.device.type != "meta"
-    if not views_memory or wraps_tensors(value):
-        return False
-    return not (value.is_quantized or value.is_neg() or value.is_conj())
+    is_strided = value.layout is torch.strided
+    return is_strided and not (value.is_quantized or value.is_neg() or value.is_conj())
 
 
 def same_bytes(kept: Tensor, source: Tensor) -> bool:

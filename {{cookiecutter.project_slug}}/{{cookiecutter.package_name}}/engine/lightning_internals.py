@@ -415,17 +415,35 @@ def epoch_shown(trainer: Trainer, epoch: int) -> Iterator[None]:
         progress.current.completed = now
 
 
-def count_as_within_epoch(checkpoint: dict[str, Any]) -> None:
+def validated_batches(trainer: Trainer, total: dict[str, int] | None = None) -> dict[str, int]:
+    """Return how many batches of validations the training has begun and ended; set it if given.
+
+    Without it a resumed run counts a validation twice: Lightning counts the one that a checkpoint
+    follows, and one that only an end within an epoch has brought.
+    """
+    progress: Any = trainer.fit_loop.epoch_loop.val_loop.batch_progress
+    for name, number in (total or {}).items():
+        setattr(progress.total, name, number)
+    return dict(progress.state_dict()["total"])
+
+
+def count_as_within_epoch(checkpoint: dict[str, Any], validated: dict[str, int]) -> None:
     """Have a checkpoint say that its epoch has not ended, as one after a batch says.
 
     Lightning counts an epoch as ended that `max_steps`, `max_time` or `should_stop` has cut short.
     Without it the rest of that epoch is never trained on.
+
+    Args:
+        checkpoint: Changed in place.
+        validated: What `validated_batches` was before a validation that only this end has brought;
+            {} without one.
     """
     loops = checkpoint["loops"]["fit_loop"]
     for which in ("current", "total"):
         loops["epoch_progress"][which]["processed"] -= 1
         loops["epoch_loop.batch_progress"][which]["completed"] -= 1
     loops["epoch_loop.state_dict"]["_batches_that_stepped"] -= 1
+    loops["epoch_loop.val_loop.batch_progress"]["total"].update(validated)
 
 
 def wraps_tensors(value: torch.Tensor) -> bool:

@@ -30,6 +30,7 @@ from .lightning_internals import (
     is_tuner_restoring,
     last_reloads,
     read_again,
+    validated_batches,
     validation_values,
 )
 from .random_streams import random_states, restore_random
@@ -70,6 +71,8 @@ class TrainState(Callback):
         self.cut = False  # the epoch is being ended before its last batch
         # Random states, and what loaders keep, before a validation that only the end brings.
         self.before_validation: tuple[Any, ...] | None = None
+        # Batches of validations, as Lightning counts them: before that one, or at the resuming.
+        self.validated: dict[str, int] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         drawn = int(os.environ.get("PL_GLOBAL_SEED") or secrets.randbits(32))
@@ -93,7 +96,7 @@ class TrainState(Callback):
         epoch, batch = self._position(trainer)
         all_read = batch > 0 and trainer.is_last_batch
         if self.cut:
-            count_as_within_epoch(checkpoint)
+            count_as_within_epoch(checkpoint, self.validated)
         kept = self.cut and self.before_validation
         loaders, random, ahead = kept or self._kept(0 if all_read else batch)
         made = self.order.made if self.order else {}
@@ -219,6 +222,7 @@ class TrainState(Callback):
             return begin()
         here = self._of_this_rank(trainer, saved)
         last_reloads(trainer, saved.get("reloaded"))
+        self.validated = validated_batches(trainer)
         if saved["batch"]:
             with state_kept(trainer, module):
                 begin_epoch_once_more(trainer)
@@ -263,7 +267,10 @@ class TrainState(Callback):
         self.began = random_states()
         self.metrics_at_start = dict(trainer.callback_metrics)
 
-    def on_train_batch_start(self, *_: Any) -> None:
+    def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
+        if self.validated:
+            validated_batches(trainer, self.validated)
+            self.validated = {}
         if self.order:
             self.order.next_batch = None
 
@@ -277,6 +284,7 @@ class TrainState(Callback):
         """Note the state before a validation that a run without an end here does not have."""
         if trainer.should_stop and not (trainer.is_last_batch or validation_follows(trainer)):
             self.before_validation = self._kept(self._position(trainer)[1])
+            self.validated = validated_batches(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Have an epoch that ends early saved as one within which the run resumes."""
@@ -291,7 +299,7 @@ class TrainState(Callback):
         for callback in callbacks:
             if hasattr(callback, "save_within_epoch"):
                 callback.save_within_epoch(trainer)
-        self.cut, self.before_validation = False, None
+        self.cut, self.before_validation, self.validated = False, None, {}
 
     def _add_means(self, trainer: Trainer) -> None:
         results = epoch_results(trainer)
