@@ -3,9 +3,11 @@
 import errno
 import importlib
 import os
+import random
 import re
 import resource
 import shutil
+import subprocess
 import sys
 import threading
 import time
@@ -18,7 +20,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from bakery import environment
 from command import Commands, Outcome
+from conftest import Bake
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers.logger import DummyLogger
@@ -561,6 +565,48 @@ def test_callbacks_and_loggers_are_as_they_were_after_the_training(
     assert not {"_save_checkpoint", "file_exists"} & vars(saving).keys()
     assert "after_save_checkpoint" not in vars(logger)
     assert "checkpoints" not in [thread.name for thread in threading.enumerate()]
+
+
+@pytest.mark.slow
+def test_kills_at_any_moment_leave_a_whole_checkpoint_from_which_the_run_resumes(
+    bake: Bake, tmp_path: Path
+) -> None:
+    project = bake(tmp_path)
+    env = environment(tmp_path) | {"RUNS_ROOT": str(tmp_path / "runs"), "OMP_NUM_THREADS": "1"}
+    fit = (
+        "fit --config configs/digits.yaml --model.width 192 --trainer.max_steps 24"
+        " --callbacks.last_checkpoint.every_n_train_steps 1 --trainer.logger false"
+        " --trainer.log_every_n_steps 1"
+    )
+
+    def start(words: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "main.py", *words.split()]
+        return subprocess.Popen(command, cwd=project, env=env, text=True, stderr=subprocess.PIPE)
+
+    whole = start(f"{fit} --run_id whole")
+    assert whole.wait(120) == 0
+    folder = tmp_path / "runs" / "killed" / "checkpoints"
+    last, step, moments = folder / "last.ckpt", 0, random.Random(18)
+    for number in range(8):
+        process = start("fit --resume killed" if last.exists() else f"{fit} --run_id killed")
+        deadline = time.monotonic() + 60
+        while not list(folder.glob("*.part")) and process.poll() is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+        time.sleep(moments.choice([0, 0.002, 0.01, 0.05, 0.3]))
+        process.kill()
+        process.wait()
+        if last.exists():
+            found = read(last)["global_step"]  # whole, or it would not be read
+            assert found >= step, f"kill {number}: from {step} back to {found}"
+            step = found
+    ended = start("fit --resume killed")
+    assert ended.wait(120) == 0, ended.stderr and ended.stderr.read()
+    ours, theirs = (
+        read(tmp_path / "runs" / name / "checkpoints" / "last.ckpt") for name in ("killed", "whole")
+    )
+    assert equal(ours["state_dict"], theirs["state_dict"])
+    assert not list(folder.glob("*.part"))
 
 
 # What is read back.

@@ -18,7 +18,7 @@ from .files import display_path, redact
 from .host_copy import HostCopy
 from .readable import SAFE, first_unsafe
 
-SIGNAL_SECONDS = 20  # that the end waits after a signal: its sender kills after 30 s
+SIGNAL_SECONDS = 15  # that the end waits after a signal: its sender kills after 30 s
 ERROR_SECONDS = 120
 TRUST = "--weights_only false"
 
