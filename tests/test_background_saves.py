@@ -440,7 +440,7 @@ def test_a_checkpoint_io_that_is_given_is_left_alone(
 
 
 def test_remote_folders_are_written_by_fsspec(command: Commands) -> None:
-    import fsspec
+    import fsspec  # type: ignore[import-untyped]
 
     where = "memory://saves"
     outcome = command(
