@@ -43,7 +43,9 @@ class BackgroundSaves(Callback):
         if trainer.is_global_zero:
             self.io.writer.mark = lambda: what_is_logged(trainer)
         for saving in trainer.checkpoint_callbacks:
-            if type(saving) in self.kinds and saving.save_last != IMMEDIATE:
+            if not isinstance(saving, ModelCheckpoint) or type(saving) not in self.kinds:
+                continue
+            if saving.save_last != IMMEDIATE:
                 self._serve(saving, self.io)
 
     def _serve(self, saving: ModelCheckpoint, io: BackgroundCheckpointIO) -> None:
@@ -68,21 +70,24 @@ class BackgroundSaves(Callback):
             vars(saving).pop("file_exists", None)
         self.served = []
 
-    def _begin_writing(self, *_: Any) -> None:
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, *args: Any
+    ) -> None:
         if self.io is not None:
             self.io.begin_writing()
 
-    on_train_batch_start = on_train_epoch_start = _begin_writing
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.on_train_batch_start(trainer, pl_module)
 
-    def _finish_writing(self, *_: Any) -> None:
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.io is not None:
             self.io.finish_writing()
 
-    # Callbacks whose hooks of the same name come later may save too.
-    on_train_end = on_fit_end = _finish_writing
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.on_train_end(trainer, pl_module)  # callbacks may save in `on_train_end`
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self._finish_writing()
+        self.on_train_end(trainer, pl_module)
         self._restore()
 
 

@@ -144,16 +144,22 @@ class BackgroundCheckpointIO(TorchCheckpointIO):
             self._writer.remove(super().remove_checkpoint, Path(path))
 
     def load_checkpoint(
-        self, path: Any, *args: Any, weights_only: bool | None = None, **kwargs: Any
+        self,
+        path: Any,
+        map_location: Any = lambda storage, _: storage,
+        weights_only: bool | None = None,
     ) -> dict[str, Any]:
-        """Read a checkpoint, also one of an earlier release of the engine."""
+        """Read a checkpoint, also one of an earlier release of the engine.
+
+        Raises:
+            UsageError: If it cannot be read. `weights_only` is True unless it is False.
+        """
         if self._writer is not None:
             self.settle()
+        trusted = weights_only is False
         try:
             with torch.serialization.safe_globals(SAFE):
-                content = super().load_checkpoint(
-                    path, *args, weights_only=weights_only is not False, **kwargs
-                )
+                content = super().load_checkpoint(path, map_location, not trusted)
         except Exception as error:  # torch raises many kinds
             if not Path(str(path)).is_file():
                 raise

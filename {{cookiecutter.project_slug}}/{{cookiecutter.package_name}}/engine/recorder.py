@@ -63,7 +63,7 @@ class RunRecorder(Callback):
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        saving = first_with_monitor(trainer)
+        saving: Any = first_with_monitor(trainer)
         score = saving and getattr(saving, "current_score", None)
         checkpoint["engine"] = {
             "version": __version__,
@@ -175,15 +175,15 @@ def print_outcome(
     if epoch := getattr(stopping, "stopped_epoch", 0):
         print(f"stopped  after epoch {epoch}: {stopping.monitor} no longer improves")
     if values := getattr(callbacks.get("summaries"), "best", None):
-        shown = [f"{name.removeprefix('best/')} {value:.4g}" for name, value in values.items()]
-        print("best     " + "  ".join(shown))
+        best = [f"{name.removeprefix('best/')} {value:.4g}" for name, value in values.items()]
+        print("best     " + "  ".join(best))
     for logger in trainer.loggers:
         if isinstance(logger, RunWandbLogger):
             print(f"W&B      {logger.url_or_dir}")
-    best = best_or_last(trainer)
-    if not is_of_this_run(trainer, best):
+    file = best_or_last(trainer)
+    if not is_of_this_run(trainer, file):
         return
-    shown = best if "://" in best else display_path(Path(best))
+    shown = file if "://" in file else display_path(Path(file))
     by_id = default_root and (run.checkpoints / "last.ckpt").exists()
     reference = run.id if by_id else shown
     print(f"saved    {shown}")
