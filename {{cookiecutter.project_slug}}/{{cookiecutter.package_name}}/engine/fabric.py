@@ -34,7 +34,6 @@ from .random_streams import random_states, restore_random
 from .recorder import RunRecorder
 from .restore import RestoreRun
 from .shutdown import GracefulShutdown
-from .version import __version__
 from .wandb_logger import RunWandbLogger
 
 
@@ -243,7 +242,7 @@ class Loop(Fabric):
         kept = [one for one in (self.checkpoint, self.summaries) if one]
         at = [self.current_epoch, self.batch, self.global_step, self.seed]
         batches = self.batches.capture(self.batch) if self.batches else None
-        recorder = self.recorder
+        trainer: Any = self
         content = {
             **self.objects,
             "epoch": self.current_epoch,
@@ -251,13 +250,9 @@ class Loop(Fabric):
             "callbacks": {callback.state_key: callback.state_dict() for callback in kept},
             "hyper_parameters": redact(dict(self.model.hparams)),
             "pytorch-lightning_version": lightning.__version__,
-            "engine": {
-                "version": __version__,
-                "run_id": recorder.run.id,
-                "config": recorder.config,
-            },
             "loop": {"at": at, "random": states, "batches": batches},
         }
+        self.recorder.on_save_checkpoint(trainer, self.model, content)
         file.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(file) if self.is_global_zero else nullcontext(file) as part:
             self.save(part, content)
