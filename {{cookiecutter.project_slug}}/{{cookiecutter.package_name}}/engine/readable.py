@@ -28,7 +28,7 @@ def first_unsafe(content: dict[str, Any]) -> tuple[str, str] | None:
 
     Tensors are taken as empty, so that a checkpoint of any size is checked in milliseconds.
     """
-    return unsafe_in(without_data(content), "")
+    return unsafe_in(without_data(content, torch.empty(0)), "")
 
 
 def unsafe_in(value: Any, key: str) -> tuple[str, str] | None:
@@ -66,12 +66,12 @@ def refused_class(value: Any) -> str:
     return ""
 
 
-def without_data(value: Any) -> Any:
-    """Return content with empty tensors in the place of tensors."""
+def without_data(value: Any, empty: Tensor) -> Any:
+    """Return content with one empty tensor, which is written once, in the place of all others."""
     if type(value) in (Tensor, Parameter):
-        return torch.empty(0)
+        return empty
     if type(value) in (dict, OrderedDict, defaultdict):
-        return {name: without_data(item) for name, item in value.items()}
+        return {name: without_data(item, empty) for name, item in value.items()}
     if type(value) in (list, tuple):
-        return type(value)(without_data(item) for item in value)
+        return type(value)(without_data(item, empty) for item in value)
     return value
