@@ -274,6 +274,24 @@ def test_what_cannot_be_written_ends_the_queue_and_is_said_once(io: Any, tmp_pat
     assert later.exists()
 
 
+def test_a_logger_is_told_of_a_file_before_the_next_save_removes_it(
+    io: Any, slow: threading.Event, tmp_path: Path
+) -> None:
+    told: list[tuple[str, bool]] = []
+    files = [tmp_path / f"{number}.ckpt" for number in range(3)]
+    threading.Timer(0.3, slow.set).start()
+    for number, file in enumerate(files):
+        with io.in_background():
+            io.save_checkpoint(content(number, float(number)), file)
+            io.tell(lambda path: told.append((path.name, path.exists())), file)
+            if number:
+                io.remove_checkpoint(files[number - 1])
+        io.begin_writing()
+    io.finish_writing()
+    assert told == [("0.ckpt", True), ("1.ckpt", True), ("2.ckpt", True)]
+    assert [file.name for file in tmp_path.iterdir()] == ["2.ckpt"]
+
+
 # The engine's record.
 
 
@@ -286,7 +304,7 @@ def test_the_record_is_read_without_running_what_a_file_says(
     engine: Callable[[str], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    record, reading = engine("checkpoint_record"), engine("checkpoint_io")
+    record, reading = engine("checkpoint_record"), engine("readable")
     with Path("evil.ckpt").open("wb") as file:
         torch.save({"state_dict": {}, "evil": Evil()}, file)
     record.append_record(Path("evil.ckpt"), {"step": 7})
@@ -305,7 +323,7 @@ def test_a_checkpoint_with_a_record_is_read_by_torch_as_any_other(
     io.save_checkpoint({**content(), "engine": {"run_id": "r1", "best": "b.ckpt"}}, file)
     for how in ({}, {"mmap": True}):
         assert torch.load(file, weights_only=True, **how)["global_step"] == 1  # type: ignore[arg-type]
-    assert engine("checkpoint_io").is_complete(file)
+    assert engine("readable").is_complete(file)
     record = engine("checkpoint_record").read_record(file)
     assert (record["run_id"], record["best"], record["step"]) == ("r1", "b.ckpt", 1)
 

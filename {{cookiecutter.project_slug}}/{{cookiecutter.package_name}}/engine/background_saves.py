@@ -1,5 +1,6 @@
 """The callback that has checkpoints written beside the training."""
 
+import copy
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -52,7 +53,7 @@ class BackgroundSaves(Callback):
         save, exists = original_save(saving), saving.file_exists
 
         def save_in_background(trainer: Trainer, filepath: str) -> None:
-            with io.in_background(), told_later(trainer, io):
+            with io.in_background(), told_later(trainer, io, saving):
                 save(trainer, filepath)
             io.take_over(Path(filepath), getattr(saving, "takes_over", False))
 
@@ -92,16 +93,28 @@ class BackgroundSaves(Callback):
 
 
 @contextmanager
-def told_later(trainer: Trainer, io: BackgroundCheckpointIO) -> Iterator[None]:
-    """Have loggers told of what is saved in here when the file is there."""
+def told_later(
+    trainer: Trainer, io: BackgroundCheckpointIO, saving: ModelCheckpoint
+) -> Iterator[None]:
+    """Have loggers told of what is saved in here when the file is there.
+
+    They are given a copy of the callback as it is now: meanwhile it may save another one.
+    """
     for logger in trainer.loggers:
         tell: Callable[..., None] = logger.after_save_checkpoint
-        vars(logger)["after_save_checkpoint"] = lambda saving, tell=tell: io.tell(tell, saving)
+        vars(logger)["after_save_checkpoint"] = lambda _, tell=tell: io.tell(tell, as_it_is(saving))
     try:
         yield
     finally:
         for logger in trainer.loggers:
             vars(logger).pop("after_save_checkpoint", None)
+
+
+def as_it_is(saving: ModelCheckpoint) -> ModelCheckpoint:
+    """Return a copy of a callback that does not change with it."""
+    twin = copy.copy(saving)
+    twin.best_k_models = dict(saving.best_k_models)
+    return twin
 
 
 def what_is_logged(trainer: Trainer) -> Callable[[], bool]:

@@ -1,26 +1,25 @@
 """Writing and reading one checkpoint file."""
 
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile, ZipFile, is_zipfile
 
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
-from .checkpoint_record import read_record, record_of
+from .checkpoint_record import record_of
 from .checkpoint_writer import CheckpointWriter, Job
-from .errors import RunError, UsageError, warn_user
-from .files import display_path, redact
+from .errors import RunError, warn_user
+from .files import redact
 from .host_copy import HostCopy
-from .readable import SAFE, first_unsafe
+from .readable import SAFE, TRUST, first_unsafe, unreadable, upgrade_checkpoint
 
 SIGNAL_SECONDS = 15  # that the end waits after a signal: its sender kills after 30 s
 ERROR_SECONDS = 120
-TRUST = "--weights_only false"
 
 
 class BackgroundCheckpointIO(TorchCheckpointIO):
@@ -101,15 +100,19 @@ class BackgroundCheckpointIO(TorchCheckpointIO):
         self._untold.append((self.writer.asked, lambda: tell(saving)))
 
     def begin_writing(self) -> None:
-        """Write what is held, and tell loggers what is there.
+        """Tell loggers what is there, and write what is held.
 
         Raises:
             RunError: If something could not be written.
         """
-        if self._writer is not None:
-            self._writer.raise_error()
+        if self._writer is None:
+            return
+        self._writer.raise_error()
+        self._tell_loggers()
+        held = [number for job in self._writer.held for number in job.tickets]
+        # What is held may remove a file that a logger is still to be told of.
+        if held and all(ticket >= min(held) for ticket, _ in self._untold):
             self._writer.release()
-            self._tell_loggers()
 
     def finish_writing(self) -> None:
         """Wait until all that was asked for is there, and tell loggers.
@@ -119,7 +122,6 @@ class BackgroundCheckpointIO(TorchCheckpointIO):
         """
         if self._writer is not None:
             self.settle()
-            self._tell_loggers()
 
     def _tell_loggers(self) -> None:
         if not self._untold:
@@ -167,13 +169,17 @@ class BackgroundCheckpointIO(TorchCheckpointIO):
         return upgrade_checkpoint(content)
 
     def settle(self) -> None:
-        """Wait until all that was asked for is done.
+        """Wait until all that was asked for is done, and tell loggers.
 
         Raises:
             RunError: If something could not be written.
         """
+        self.writer.wait_for_released()
+        self.writer.raise_error()
+        self._tell_loggers()  # before a file goes that is held for removal
         self.writer.wait()
         self.writer.raise_error()
+        self._tell_loggers()
 
     def teardown(self) -> None:
         """Wait for what is left; after an error or a signal for a bounded time, and say it."""
@@ -193,7 +199,10 @@ class BackgroundCheckpointIO(TorchCheckpointIO):
         if error is None:
             return self.settle()
         seconds = ERROR_SECONDS if isinstance(error, Exception) else SIGNAL_SECONDS
-        if not writer.wait(seconds):
+        end = time.monotonic() + seconds
+        writer.wait_for_released(seconds)
+        self._tell_loggers()
+        if not writer.wait(max(0, end - time.monotonic())):
             print(f"warning: {writer.abandon()} is not written", file=sys.stderr, flush=True)
         try:
             writer.raise_error()
@@ -236,101 +245,3 @@ def say_if_unreadable(content: dict[str, Any]) -> None:
     if unsafe:
         key, kind = unsafe
         warn_user(f"checkpoints of this run need {TRUST} to be read: {key} holds {kind}")
-
-
-def upgrade_checkpoint(checkpoint: dict[str, Any]) -> dict[str, Any]:
-    """Give what earlier releases of the engine saved today's names, in place.
-
-    Returns:
-        The same checkpoint.
-    """
-    if "bookmark" in checkpoint:
-        checkpoint["train_state"] = checkpoint.pop("bookmark")
-    states = checkpoint.get("callbacks") or {}
-    for key in [key for key in states if str(key).startswith("Backup{")]:
-        states[key.replace("Backup", "LastCheckpoint", 1)] = states.pop(key)
-    record = states.pop("Record", None)
-    if record:
-        checkpoint.setdefault("engine", {"config": record.get("config", {})})
-        states["RestoreRun"] = {"initial_optimizer_options": record.get("begun", {})}
-    return checkpoint
-
-
-def read_checkpoint(file: Path, weights_only: bool = True) -> dict[str, Any]:
-    """Read a checkpoint onto the CPU.
-
-    Args:
-        file: The checkpoint.
-        weights_only: Whether to refuse what could run code; False for a file that one trusts.
-
-    Raises:
-        UsageError: If it is no checkpoint, or not all of it is there, or not all of it is read.
-    """
-    try:
-        with torch.serialization.safe_globals(SAFE):
-            # A file of before torch 1.6 is no zip archive, and cannot be mapped into memory.
-            content = torch.load(
-                file, map_location="cpu", weights_only=weights_only, mmap=is_zipfile(file)
-            )
-    except Exception as error:  # torch raises many kinds
-        raise unreadable(file, error) from error
-    if not isinstance(content, dict) or "state_dict" not in content:
-        raise unreadable(file, "it has no state_dict")
-    return upgrade_checkpoint(content)
-
-
-def about_checkpoint(file: Path, weights_only: bool = True) -> dict[str, Any]:
-    """Return the engine's record of a checkpoint, in milliseconds where the file has one.
-
-    Raises:
-        UsageError: As `read_checkpoint`, where it has none.
-    """
-    record = read_record(file)
-    return record if record is not None else record_of(read_checkpoint(file, weights_only))
-
-
-def unreadable(file: Path, reason: Exception | str) -> UsageError:
-    """Return an error that says what to do."""
-    shown = display_path(file)
-    if isinstance(reason, str):
-        return UsageError(f"{shown}: not a checkpoint that can be read ({reason})")
-    if is_complete(file):
-        kind = refused_kind(file) or type(reason).__name__
-        hint = f"{TRUST} reads it, and runs what it says: for a file that you trust"
-        return UsageError(f"{shown}: holds {kind}; {hint}")
-    others = (other for other in newest_first(file.parent) if other != file)
-    complete = next(filter(is_complete, others), None)
-    hint = f"; {display_path(complete)} can be" if complete else ""
-    name = type(reason).__name__
-    return UsageError(f"{shown}: not a checkpoint that can be read ({name}){hint}")
-
-
-def refused_kind(file: Path) -> str:
-    """Return the class or function in a checkpoint that is not read, or ""."""
-    try:
-        with torch.serialization.safe_globals(SAFE):
-            unsafe = torch.serialization.get_unsafe_globals_in_checkpoint(file)
-    except Exception:  # torch raises many kinds
-        return ""
-    return unsafe[0] if unsafe else ""
-
-
-def is_complete(file: Path) -> bool:
-    """Return True if all of a checkpoint is there, by the checksums that torch.save writes."""
-    try:
-        with ZipFile(file) as archive:
-            return archive.testzip() is None
-    except (BadZipFile, EOFError, OSError):
-        return False
-
-
-def newest_first(folder: Path) -> list[Path]:
-    """Return the checkpoints in a folder: last.ckpt, then the others by their time.
-
-    A copy may have any time, so last.ckpt goes by its name.
-    """
-
-    def age(file: Path) -> tuple[bool, float, str]:
-        return file.name == "last.ckpt", file.stat().st_mtime, file.name
-
-    return sorted(folder.glob("*.ckpt"), key=age, reverse=True)

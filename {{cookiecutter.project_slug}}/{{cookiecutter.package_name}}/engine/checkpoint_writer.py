@@ -141,6 +141,10 @@ class CheckpointWriter:
     def wait(self, seconds: float | None = None) -> bool:
         """Wait until all is done, or failed; return False if it takes longer."""
         self.release()
+        return self.wait_for_released(seconds)
+
+    def wait_for_released(self, seconds: float | None = None) -> bool:
+        """Wait until all that is not held is done, or failed; return False if it takes longer."""
         with self.change:
             return self.change.wait_for(lambda: not self.queue, seconds)
 

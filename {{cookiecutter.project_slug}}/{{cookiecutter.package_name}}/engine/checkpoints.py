@@ -15,12 +15,11 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_only
 
-from .checkpoint_io import about_checkpoint, is_complete, newest_first, read_checkpoint
 from .checkpoint_record import read_record, record_of
 from .errors import RunError, UsageError, print_usage_errors, warn_user
 from .files import display_path
 from .lightning_internals import original_save
-from .readable import SAFE
+from .readable import SAFE, about_checkpoint, is_complete, newest_first, read_checkpoint
 from .run import find_run, runs_root
 from .train_state import validation_follows
 

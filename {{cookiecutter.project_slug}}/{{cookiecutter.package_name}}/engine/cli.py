@@ -220,8 +220,10 @@ class CLI(LightningCLI):
         everything = {"skip_unset": False, "skip_link_targets": False}
         record = json.loads(self.parser.dump(self.config, format="json", **everything))
         record = self._of_subcommand(record)
-        for name in (*NOT_RECORDED, "weights_only"):  # trust in one file is not for others
+        for name in NOT_RECORDED:
             record.pop(name, None)
+        if "weights_only" in record:
+            record["weights_only"] = None  # trust in one file is not for others
         if line.shows_origins:
             print_origins(record, line.layers, line.flags)
             raise SystemExit(0)

@@ -9,9 +9,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 
-from .checkpoint_io import upgrade_checkpoint
 from .errors import UsageError, warn_user
 from .lightning_internals import is_tuner_restoring, steps_in_checkpoint
+from .readable import upgrade_checkpoint
 from .run import Run
 from .wandb_logger import RunWandbLogger
 

@@ -12,7 +12,6 @@ import yaml
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities import rank_zero_only
 
-from .checkpoint_io import about_checkpoint, read_checkpoint
 from .checkpoints import (
     find_checkpoint,
     import_object,
@@ -21,6 +20,7 @@ from .checkpoints import (
 )
 from .errors import UsageError
 from .files import display_path
+from .readable import about_checkpoint, read_checkpoint
 from .run import Run, find_run
 
 CHECKPOINT_FLAGS = ("ckpt_path", "init_from", "resume")

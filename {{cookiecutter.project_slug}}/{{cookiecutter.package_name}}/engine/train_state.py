@@ -222,8 +222,8 @@ class TrainState(Callback):
             return begin()
         here = self._of_this_rank(trainer, saved)
         last_reloads(trainer, saved.get("reloaded"))
-        self.validated = validated_batches(trainer)
         if saved["batch"]:
+            self.validated = validated_batches(trainer)
             with state_kept(trainer, module):
                 begin_epoch_once_more(trainer)
                 restore_random_of(here, "began")

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import wandb
 
-from .checkpoint_io import about_checkpoint
 from .errors import UsageError
 from .files import git_commit
+from .readable import about_checkpoint
 from .version import __version__
 
 if TYPE_CHECKING:
