@@ -626,3 +626,15 @@ def test_a_model_with_a_function_among_its_options_can_be_copied(command: Comman
         " --trainer.callbacks EMAWeightAveraging"
     )
     assert (outcome.code, outcome.err) == (0, ""), outcome.error or outcome.err
+
+
+@pytest.mark.slow
+def test_such_a_model_is_copied_on_two_ranks_too(bake: Bake, tmp_path: Path, run: Run) -> None:
+    project = bake(tmp_path)
+    line = (
+        "main.py fit --config configs/digits.yaml --trainer.max_epochs 1"
+        " --trainer.limit_train_batches 2 --trainer.log_every_n_steps 1 --trainer.logger false"
+        " --model.lr_scheduler StepLR --model.lr_scheduler.step_size 1"
+        " --trainer.callbacks EMAWeightAveraging --trainer.accelerator cpu --trainer.devices 2"
+    )
+    run(sys.executable, *line.split(), cwd=project)
