@@ -482,6 +482,13 @@ def test_a_link_as_the_last_checkpoint_never_dangles(command: Commands) -> None:
     assert read(last)["global_step"] == 12
 
 
+def test_the_version_counter_sees_files_that_are_still_to_come(command: Commands) -> None:
+    named = "--callbacks.checkpoint.filename same --callbacks.checkpoint.save_top_k -1"
+    outcome = command(f"{BRIEF} {named} --callbacks.checkpoint.enable_version_counter true")
+    clean(outcome)
+    assert names(outcome) == ["last.ckpt", "same-v1.ckpt", "same.ckpt"]
+
+
 def test_without_checkpointing_nothing_is_written(command: Commands) -> None:
     outcome = command(f"{BRIEF} --trainer.enable_checkpointing false")
     clean(outcome)
