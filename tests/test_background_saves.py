@@ -38,7 +38,7 @@ BRIEF = (
     "fit --config @digits --trainer.max_epochs 2 --trainer.limit_train_batches 6"
     " --trainer.log_every_n_steps 1 --trainer.logger false"
 )
-LARGE = 1 << 19  # floats: 2 MiB, which has a buffer of its own
+LARGE = 1 << 19  # floats: 2 MiB, for which a buffer is kept
 Pair = namedtuple("Pair", "first second")
 
 
