@@ -18,7 +18,7 @@ from .lightning_internals import wraps_tensors
 ATOMS = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size)
 PIECE = 1 << 23  # elements that are compared at a time
 SMALL = 1 << 20  # bytes, below which a copy costs as little as a buffer
-Path = tuple[Any, ...]  # the keys that lead to a value
+Keys = tuple[Any, ...]  # those that lead to a value
 
 
 class HostCopy:
@@ -30,8 +30,8 @@ class HostCopy:
 
     def __init__(self, wait: Callable[[], None]) -> None:
         self.wait = wait
-        self.buffers: dict[Path, Tensor] = {}  # by the first path to a storage, as bytes
-        self.shared: set[Path] = set()  # those that a file may still have to be written from
+        self.buffers: dict[Keys, Tensor] = {}  # by the first path to a storage, as bytes
+        self.shared: set[Keys] = set()  # those that a file may still have to be written from
 
     def copy(self, content: dict[str, Any]) -> dict[str, Any]:
         """Return a copy of a checkpoint's content.
@@ -44,10 +44,10 @@ class HostCopy:
         unused = self.buffers.keys() - one.used
         for path in unused if len(unused) > len(one.used) else ():
             del self.buffers[path]  # of a state that is gone
-        self.shared = set(one.used)
+        self.shared |= one.used  # what an earlier file needs stays in, until it is waited for
         return copied
 
-    def fill(self, path: Path, source: Tensor) -> Tensor:
+    def fill(self, path: Keys, source: Tensor) -> Tensor:
         """Return a copy of `source`, which is bytes, in the buffer at its path if it is large."""
         if source.nbytes < SMALL:
             return source.to("cpu", copy=True)
@@ -70,11 +70,11 @@ class OneCopy:
 
     def __init__(self, host: HostCopy) -> None:
         self.host = host
-        self.used: set[Path] = set()
+        self.used: set[Keys] = set()
         self.storages: dict[Any, Tensor] = {}  # by where they are
         self.known: dict[int, Any] = {}  # copies of containers, by the original's id
 
-    def of(self, value: Any, path: Path) -> Any:
+    def of(self, value: Any, path: Keys) -> Any:
         """Return a copy of a value that changes no more."""
         if isinstance(value, np.generic):
             return value.item()
@@ -86,7 +86,7 @@ class OneCopy:
             self.known[id(value)] = self.of_container(value, path)
         return self.known[id(value)]
 
-    def of_container(self, value: Any, path: Path) -> Any:
+    def of_container(self, value: Any, path: Keys) -> Any:
         kind = type(value)
         if kind in (dict, OrderedDict, defaultdict):
             new = copy.copy(value)  # with its attributes, such as `_metadata` of a state_dict
@@ -97,7 +97,7 @@ class OneCopy:
             return kind(self.of(item, (*path, index)) for index, item in enumerate(value))
         return copy.deepcopy(value)
 
-    def of_tensor(self, value: Tensor, path: Path) -> Tensor:
+    def of_tensor(self, value: Tensor, path: Keys) -> Tensor:
         if value.device.type == "meta" or wraps_tensors(value):
             return copy.deepcopy(value.detach())
         if not is_plain(value):
