@@ -101,6 +101,7 @@ import os
 import random
 import shutil
 import time
+from contextlib import suppress
 from functools import partial
 
 import loaders
@@ -266,7 +267,29 @@ class Frozen(DummyLogger):
             copies = os.environ["CHAOS_FROZEN"]
             names = "+".join(sorted(metrics)).replace("/", "-")
             copy = f"{copies}/{len(os.listdir(copies)):03d}-step-{step}-{names}"
-            shutil.copytree(self.run, f"{copy}/{os.path.basename(self.run)}")
+            copy_at_one_moment(self.run, f"{copy}/{os.path.basename(self.run)}")
+
+
+def copy_at_one_moment(run, copy):
+    """Copies a run's folder again if a checkpoint came, grew or went meanwhile."""
+    for _ in range(100):
+        before = checkpoints_of(run)
+        with suppress(shutil.Error):
+            shutil.copytree(run, copy)
+            if checkpoints_of(run) == before:
+                return
+        shutil.rmtree(copy)
+    raise AssertionError(f"{run} never stands still")
+
+
+def checkpoints_of(run):
+    found = {}
+    for folder, _, names in os.walk(os.path.join(run, "checkpoints")):
+        for name in names:
+            with suppress(FileNotFoundError):
+                file = os.stat(os.path.join(folder, name))
+                found[folder, name] = (file.st_ino, file.st_size, file.st_mtime_ns)
+    return found
 
 
 class Cost(Callback):
