@@ -210,6 +210,31 @@ def test_wandb_away_in_the_middle_slows_nothing_and_loses_nothing(
     assert steps(online, outcome.run) == list(range(rows(outcome.run)))
 
 
+def test_a_client_that_never_answers_does_not_hold_the_end(
+    online: WandbServer, command: Commands, watch: Watch
+) -> None:
+    stopped: list[int] = []
+
+    def stop() -> None:
+        words = ("ps", "-o", "pid=,comm=", "--ppid", str(os.getpid()))
+        listed = subprocess.run(words, capture_output=True, text=True, check=True).stdout
+        stopped.extend(int(line.split()[0]) for line in listed.splitlines() if "wandb" in line)
+        for process in stopped:
+            os.kill(process, signal.SIGSTOP)
+
+    watch.events["end"] = stop
+    try:
+        outcome = fit(command, epochs=1)
+        took = time.monotonic() - watch.times["end"]
+    finally:
+        for process in stopped:
+            os.kill(process, signal.SIGKILL)
+    assert stopped
+    assert (outcome.code, outcome.err) == (0, ""), outcome
+    assert "(W&B does not answer" in lines(outcome)[-1]
+    assert took < PATIENCE + 10 + 5, "the end waited for W&B's client"
+
+
 def test_a_signal_while_the_end_waits_for_wandb_ends_the_waiting(
     online: WandbServer, command: Commands, watch: Watch
 ) -> None:

@@ -15,7 +15,7 @@ from .errors import UsageError, did_you_mean
 from .files import display_path, sync_command
 from .lightning_internals import run_of_parent, set_wandb_run, wandb_run
 from .run import Run
-from .wandb_session import teardown_wandb, unavailable_reason
+from .wandb_session import call_in_time, teardown_wandb, unavailable_reason
 
 if TYPE_CHECKING:
     from .wandb_log import GrowingLog
@@ -25,6 +25,7 @@ FLUSH_INTERVAL = 0.02  # seconds, after which W&B's client has what was logged i
 PREEMPTED = 138  # exit code of a run that SIGUSR1 has ended
 SIGINT_CODES = {130: 255}  # 255 is W&B's exit code for Ctrl-C
 INIT_SECONDS = 8
+CLIENT_SECONDS = 5  # that W&B's client may take beyond the time that it is given
 SET_BY_ENGINE = ("id", "dir", "mode", "resume", "settings")
 
 
@@ -81,8 +82,8 @@ class RunWandbLogger(WandbLogger):
         self.run_id: str | None = None
         self.folder = save_dir
         self.sends = not offline
-        # Half for uploads, half for the client, which may take five seconds more.
-        self.patience = max(finish_timeout - 5, 2) / 2
+        # Half for uploads, half for the client.
+        self.patience = max(finish_timeout - CLIENT_SECONDS, 2) / 2
         self.log_models = log_model
         self.offline_reason = ""
         self.uploads: Uploads | None = None
@@ -272,7 +273,9 @@ class RunWandbLogger(WandbLogger):
         try:
             if exit_code == PREEMPTED:
                 run.mark_preempting()
-            run.finish(SIGINT_CODES.get(exit_code, exit_code))
+            code = SIGINT_CODES.get(exit_code, exit_code)
+            # The client ends the waiting itself, as a rule.
+            call_in_time(lambda: run.finish(code), self.patience + CLIENT_SECONDS)
             if run.offline or run.disabled:
                 return ""
             from .wandb_sync import sync_run

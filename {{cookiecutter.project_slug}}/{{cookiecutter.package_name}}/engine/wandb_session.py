@@ -1,8 +1,10 @@
 """W&B's client process: whether W&B takes anything now, and ending the session."""
 
 import os
+from collections.abc import Callable
 from contextlib import suppress
 from threading import Thread
+from typing import Any
 
 HTTP_TIMEOUT = "WANDB_HTTP_TIMEOUT"  # seconds, a variable of W&B's client
 PREFLIGHT_SECONDS = "5"
@@ -39,10 +41,28 @@ def teardown_wandb() -> None:
     """
     import wandb
 
-    def end() -> None:
-        with suppress(ConnectionError):  # it has ended already
-            wandb.teardown()
+    with suppress(ConnectionError, TimeoutError):  # it has ended already, or never will
+        call_in_time(wandb.teardown, TEARDOWN_SECONDS)
 
-    thread = Thread(target=end, daemon=True)
+
+def call_in_time(act: Callable[[], Any], seconds: float) -> None:
+    """Call what asks W&B's client, and wait for it for a bounded time.
+
+    Raises:
+        TimeoutError: If it takes longer; it then continues in a thread. What it raises is raised.
+    """
+    raised: list[BaseException] = []
+
+    def call() -> None:
+        try:
+            act()
+        except BaseException as error:
+            raised.append(error)
+
+    thread = Thread(target=call, daemon=True)
     thread.start()
-    thread.join(TEARDOWN_SECONDS)
+    thread.join(seconds)
+    if raised:
+        raise raised[0]
+    if thread.is_alive():
+        raise TimeoutError
