@@ -1,5 +1,6 @@
 """Checkpoints are written beside the training: whole or not there, as they were, in order."""
 
+import csv
 import errno
 import importlib
 import os
@@ -406,6 +407,24 @@ class Fails(Callback):
             resource.setrlimit(resource.RLIMIT_FSIZE, (100000, resource.RLIM_INFINITY))
         if trainer.global_step == self.step:
             raise ValueError("the original error")
+
+
+class FailsBeforeRows(Callback):
+    """Fails after the callbacks have saved, and before the values are logged."""
+
+    def __init__(self, where: str, step: int):
+        self.where, self.step = where, step
+
+    def setup(self, trainer, pl_module, stage):
+        connector = trainer._logger_connector
+        update = getattr(connector, self.where)
+
+        def fail():
+            if trainer.global_step == self.step:
+                raise ValueError("another rank is gone")
+            update()
+
+        setattr(connector, self.where, fail)
 '''
 
 
@@ -537,6 +556,26 @@ def test_an_error_saves_the_state_before_the_command_ends(
     outcome = command(f"{BRIEF} --trainer.callbacks+ saving_theirs.Fails")
     assert str(outcome.error) == "the original error"
     assert read((outcome.run or Path()) / "checkpoints" / "last.ckpt")["global_step"] == 8
+
+
+@pytest.mark.parametrize(
+    ("where", "step"), [("update_train_step_metrics", 4), ("update_train_epoch_metrics", 6)]
+)
+def test_a_checkpoint_whose_values_an_error_kept_from_being_logged_is_not_kept(
+    where: str, step: int, command: Commands
+) -> None:
+    fails = f"--trainer.callbacks+ saving_theirs.FailsBeforeRows --trainer.callbacks.where {where}"
+    fails += f" --trainer.callbacks.step {step}"
+    line = f"{BRIEF} --callbacks.last_checkpoint.every_n_train_steps 1 {fails}"
+    outcome = command(line)
+    assert str(outcome.error) == "another rank is gone"
+    run = outcome.run or Path()
+    assert read(run / "checkpoints" / "last.ckpt")["global_step"] == step - 1
+    again = command(f"fit --resume {run} --trainer.callbacks.step -1")
+    assert again.code == 0, again
+    with (run / "metrics.csv").open() as file:
+        steps = [int(row["step"]) for row in csv.DictReader(file) if row["train/loss"]]
+    assert steps == list(range(12))
 
 
 def test_the_training_does_not_wait_for_a_slow_disk(

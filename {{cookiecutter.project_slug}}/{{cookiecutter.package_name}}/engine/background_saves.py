@@ -10,7 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from .checkpoint_io import BackgroundCheckpointIO
-from .lightning_internals import original_save, replace_save
+from .lightning_internals import original_save, replace_save, steps_logged
 from .wandb_logger import RunWandbLogger
 
 IMMEDIATE = "link"  # `save_last`: a link to a file that has to be there
@@ -34,9 +34,11 @@ class BackgroundSaves(Callback):
         self.kinds = tuple(kinds)
         self.io: BackgroundCheckpointIO | None = None
         self.served: list[ModelCheckpoint] = []
+        self.saved_at: tuple[int, int] | None = None  # where the training was
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._restore()
+        self.saved_at = None
         io = trainer.strategy.checkpoint_io
         self.io = io if isinstance(io, BackgroundCheckpointIO) and stage == "fit" else None
         if self.io is None:
@@ -53,6 +55,7 @@ class BackgroundSaves(Callback):
         save, exists = original_save(saving), saving.file_exists
 
         def save_in_background(trainer: Trainer, filepath: str) -> None:
+            self.saved_at = place_of(trainer)
             with io.in_background(), told_later(trainer, io, saving):
                 save(trainer, filepath)
             io.take_over(Path(filepath), getattr(saving, "takes_over", False))
@@ -80,6 +83,14 @@ class BackgroundSaves(Callback):
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.on_train_batch_start(trainer, pl_module)
 
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        # The values of the step, or of the epoch, are logged after the callbacks have saved. A run
+        # that resumes from such a checkpoint would not log them again.
+        if self.io is not None and self.saved_at and place_of(trainer) <= self.saved_at:
+            self.io.drop_held()
+
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.io is not None:
             self.io.finish_writing()
@@ -90,6 +101,11 @@ class BackgroundSaves(Callback):
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self.on_train_end(trainer, pl_module)
         self._restore()
+
+
+def place_of(trainer: Trainer) -> tuple[int, int]:
+    """Return the steps and the epochs whose values have been logged."""
+    return steps_logged(trainer), trainer.fit_loop.epoch_progress.current.completed
 
 
 @contextmanager

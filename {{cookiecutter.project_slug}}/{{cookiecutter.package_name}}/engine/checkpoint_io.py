@@ -114,6 +114,16 @@ class BackgroundCheckpointIO(TorchCheckpointIO):
         if held and all(ticket >= min(held) for ticket, _ in self._untold):
             self._writer.release()
 
+    def drop_held(self) -> None:
+        """Leave files as they are: neither write nor remove what was asked for since the last step.
+
+        Loggers are not told of it.
+        """
+        if self._writer is not None and self._writer.held:
+            first = min(number for job in self._writer.held for number in job.tickets)
+            self._untold = [(ticket, tell) for ticket, tell in self._untold if ticket < first]
+            self._writer.held = []
+
     def finish_writing(self) -> None:
         """Wait until all that was asked for is there, and tell loggers.
 

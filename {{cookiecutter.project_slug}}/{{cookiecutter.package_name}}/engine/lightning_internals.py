@@ -160,6 +160,15 @@ def steps_in_checkpoint(checkpoint: dict[str, Any]) -> int:
         return int(checkpoint["global_step"])
 
 
+def steps_logged(trainer: Any) -> int:
+    """Return the number of steps that loggers have been given so far.
+
+    Without it a row counts as logged at the trainer's `global_step`, the same with one optimizer.
+    """
+    loop = getattr(getattr(trainer, "fit_loop", None), "epoch_loop", None)
+    return int(getattr(loop, "_batches_that_stepped", trainer.global_step))
+
+
 def is_tuner_restoring(trainer: Trainer) -> bool:
     """Return True while LearningRateFinder or BatchSizeFinder restores what it saved within a fit.
 
