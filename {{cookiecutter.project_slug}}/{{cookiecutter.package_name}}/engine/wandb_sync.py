@@ -357,9 +357,8 @@ def artifact_records(
         for file in waiting:
             try:
                 artifact, aliases = checkpoint_artifact(file, run.id, commit)
-            except Exception as error:  # torch raises many kinds for a broken file
-                problem = f"not a checkpoint that can be read ({type(error).__name__})"
-                tqdm.write(f"warning: {display_path(file)}: {problem}")
+            except UsageError as error:  # the file is broken
+                tqdm.write(f"warning: {error}")
                 continue
             if "best" in aliases or artifact.metadata["step"] != step:  # else best and last are one
                 digest = run.log_artifact(artifact, aliases=aliases).digest
