@@ -136,7 +136,7 @@ def test_a_run_with_workers_resumes_as_if_it_had_not_ended(
     kind: str, train_state: Any, tmp_path: Path
 ) -> None:
     wrong = resumed_wrongly(
-        train_state, tmp_path, slice(2, None, 9), data=lambda: Data(kind, 2), **limit(kind)
+        train_state, tmp_path, slice(3, None, 4), data=lambda: Data(kind, 2), **limit(kind)
     )
     assert wrong == []
 

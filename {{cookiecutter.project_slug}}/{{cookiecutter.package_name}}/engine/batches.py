@@ -85,6 +85,7 @@ class SharedBatches:
         kept = {"sampler": self.inner, "generator": loader.generator}
         self.kept = SamplerState(kept, None if loader.num_workers else loader.dataset)
         self.resumed: dict[str, Any] | None = None  # what the next pass takes up
+        self.called_once = False  # `__iter__`, by a loader with workers that is about to read
         self.current: Pass | None = None
 
     def __len__(self) -> int:
@@ -99,9 +100,12 @@ class SharedBatches:
     def __iter__(self) -> Iterator[Any]:
         if not self.position().known:
             return iter(())
-        if self.resumed:
+        # A loader with workers calls this twice, and reads from the second. In between it draws
+        # from its generator, as it did before the checkpoint.
+        if self.resumed and not self.called_once:
             self.kept.restore(self.resumed["first"])
-        return self._read()  # a loader with workers calls this twice, and reads from the second
+        self.called_once = bool(self.loader.num_workers) and not self.called_once
+        return self._read()
 
     def is_padding(self, batch: int) -> bool:
         """Return True if a batch of the newest pass is padding; `batch` counts from 0."""
@@ -153,6 +157,7 @@ class SharedBatches:
                 without knowing how long they are.
         """
         self.resumed = {**state, "ahead": decode(ahead), "cycles": cycles}
+        self.called_once = False
 
     def _read(self) -> Iterator[Any]:
         """Yield the batches of a pass."""

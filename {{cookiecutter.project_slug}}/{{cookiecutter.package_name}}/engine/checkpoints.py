@@ -93,7 +93,9 @@ class LastCheckpoint(ModelCheckpoint):
     def save_within_epoch(self, trainer: Trainer) -> None:
         """Save before the hooks of an epoch's end, which comes early; TrainState calls this."""
         self.cut_epoch = trainer.current_epoch
+        self.takes_over = False  # the best one was saved as if the epoch did not end here
         self._save(trainer)
+        self.takes_over = True
         batches_done = trainer.fit_loop.batch_idx + 1
         if batches_done % trainer.accumulate_grad_batches != 0:
             problem = "ends before the gradients of a step are summed up"
