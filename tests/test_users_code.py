@@ -12,8 +12,9 @@ from command import Commands, Outcome
 
 THEIRS = """
 import torch
-from lightning.pytorch import Callback
+from lightning.pytorch import Callback, LightningDataModule
 from lightning.pytorch.callbacks import ModelCheckpoint
+from odd_duck.data import Digits
 from lightning.pytorch.demos.boring_classes import BoringDataModule, BoringModel
 
 class StageLast(BoringModel):
@@ -51,6 +52,44 @@ class Talks(BoringModel):
 
     def configure_callbacks(self):
         return [ModelCheckpoint(filename="mine")]
+
+class Alike(BoringModel):
+    def training_step(self, batch, batch_idx):
+        loss = self.step(batch)
+        self.log("train/contrastive_loss", loss, on_step=False, on_epoch=True)
+        return loss
+
+    def validation_step(self, batch, batch_idx):
+        self.log("val/contrastive_loss", self.step(batch))
+        self.log("val/acc", 0.5)
+        if not self.trainer.sanity_checking:
+            self.log("val/acc_ema", 0.5)
+
+class Computed(ModelCheckpoint):
+    def _monitor_candidates(self, trainer):
+        return {**super()._monitor_candidates(trainer), "sum": torch.tensor(trainer.global_step)}
+
+class Rising(BoringModel):
+    def validation_step(self, batch, batch_idx):
+        self.log("val/acc", [0.1, 0.9, 0.2, 0.3][self.current_epoch])
+        self.log("val/other", [0.4, 0.3, 0.2, 0.1][self.current_epoch])
+
+class Brings(Rising):
+    def configure_callbacks(self):
+        return [Computed(filename="theirs", monitor="val/other", mode="max")]
+
+class Threshold(BoringModel):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("threshold", torch.tensor(float("nan")))
+        self.statistics = torch.nn.BatchNorm1d(2)
+        self.statistics.running_mean.fill_(float("nan"))
+
+    def on_train_start(self):
+        self.threshold = torch.tensor(float("nan"))
+
+class OnlyTrain(Digits):
+    val_dataloader = LightningDataModule.val_dataloader
 
 class Sized(BoringModel):
     def __init__(self, num_classes: int):
@@ -111,6 +150,20 @@ def rows(outcome: Outcome) -> list[dict[str, str]]:
             "--callbacks.checkpoint.monitor loss_val --trainer.check_val_every_n_epoch 2",
         ),
         ("NotInSanity", "--callbacks.checkpoint.monitor val/dear --trainer.num_sanity_val_steps 0"),
+        ("Alike", "--callbacks.checkpoint.monitor train/contrastive_loss"),
+        ("Alike", "--callbacks.checkpoint.monitor val/acc_ema"),
+        (
+            "Alike",
+            "--callbacks.checkpoint.monitor val/aces --callbacks.checkpoint.every_n_epochs 3",
+        ),
+        ("Alike", "--trainer.callbacks theirs.Computed --trainer.callbacks.monitor sum"),
+        ("Alike", "--callbacks.summaries.metrics '{val/contrastive_los: min}'"),
+        (
+            "Alike",
+            "--callbacks.early_stopping EarlyStopping --callbacks.early_stopping.monitor val/ac"
+            " --callbacks.early_stopping.strict false",
+        ),
+        ("Threshold", "--callbacks.divergence.metrics []"),
     ],
 )
 def test_no_name_is_mistaken_for_a_typo(model: str, words: str, command: Commands) -> None:
@@ -191,3 +244,84 @@ def test_the_printed_command_finds_the_run_wherever_it_is(
     outcome = command(f"fit --config @digits --config @debug --runs_root {tmp_path}")
     assert outcome.code == 0
     assert command(outcome.out.splitlines()[-1].partition("main.py ")[2]).code == 0
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "--trainer.limit_val_batches 0",
+        "--data theirs.OnlyTrain --model.num_classes 10",
+        "--trainer.barebones true",
+        "--trainer.limit_val_batches 0 --monitor val/ac",
+    ],
+)
+def test_without_a_validation_the_defaults_train_as_in_stock(words: str, command: Commands) -> None:
+    line = "fit --config @digits --trainer.max_epochs 2 --trainer.limit_train_batches 2"
+    outcome = command(f"{line} --trainer.logger false {words}")
+    assert (outcome.code, outcome.error) == (0, None), outcome.err
+    assert "error" not in outcome.err
+
+
+def test_a_name_that_nothing_needs_is_said_once(command: Commands) -> None:
+    words = "--callbacks.summaries.metrics '{val/contrastive_los: min}'"
+    said = [line for line in fit(command, "Alike", words).out.splitlines() if "metrics " in line]
+    assert len(said) == 1
+    assert "callbacks.summaries.metrics: no metric named val/contrastive_los was logged" in said[0]
+    assert said[0].endswith("did you mean val/contrastive_loss?")
+
+
+WATCHED = "--monitor val/acc --mode max --callbacks.checkpoint.monitor val/acc "
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "--trainer.callbacks ModelCheckpoint",
+        "--trainer.callbacks ModelCheckpoint --trainer.callbacks.monitor val/other",
+        "--trainer.callbacks ModelCheckpoint --trainer.callbacks.every_n_train_steps 1",
+    ],
+)
+def test_best_is_what_callbacks_checkpoint_says_beside_another(
+    words: str, command: Commands
+) -> None:
+    more = f"{WATCHED}--callbacks.checkpoint.mode max --test_after_fit true {words}"
+    outcome = fit(command, "Rising", f"{more} --callbacks.summaries.metrics '{{val/acc: max}}'", 4)
+    assert "best     val/acc 0.9" in outcome.out
+    assert re.search(r"saved    \S+epoch-001-step-000004.ckpt", outcome.out)
+    assert outcome.run is not None
+    tested = command(f"test --ckpt_path {outcome.run.name} --trainer.logger false")
+    assert re.search(r"from     \S+epoch-001-step-000004.ckpt", tested.out)
+
+
+def test_another_checkpoint_serves_where_callbacks_checkpoint_is_null(command: Commands) -> None:
+    words = "--callbacks.checkpoint null --callbacks.early_stopping null --callbacks.summaries null"
+    other = "--trainer.callbacks ModelCheckpoint --trainer.callbacks.monitor val/other"
+    line = f"fit --model theirs.Rising{BORING}--trainer.log_every_n_steps 1 --trainer.max_epochs 2"
+    outcome = command(f"{line} {words} {other} --trainer.logger false")
+    assert (outcome.code, outcome.err) == (0, ""), outcome.err
+    assert "best     by val/other of a ModelCheckpoint that is not callbacks.checkpoint" in (
+        outcome.out
+    )
+
+
+def test_a_checkpoint_that_a_model_brings_replaces_ours_as_in_stock(command: Commands) -> None:
+    outcome = fit(command, "Brings", f"{WATCHED}--callbacks.checkpoint.mode max", 4)
+    assert "best     by val/other of a Computed that is not callbacks.checkpoint" in outcome.out
+    assert re.search(r"saved    \S+theirs.ckpt", outcome.out)
+
+
+@pytest.mark.parametrize(
+    ("flags", "option", "hint"),
+    [
+        ("--callbacks.early_stopping.monitor vall/acc", "early_stopping.monitor", "val/acc"),
+        ("--callbacks.early_stopping.monitor train/los", "early_stopping.monitor", "train/loss"),
+        ("--callbacks.summaries.metrics.val/ac max", "summaries.metrics", "val/acc"),
+    ],
+)
+def test_a_name_that_does_no_harm_is_a_line_and_not_an_end(
+    flags: str, option: str, hint: str, command: Commands
+) -> None:
+    brief = "--trainer.max_epochs 1 --trainer.limit_train_batches 2 --trainer.logger false"
+    outcome = command(f"fit --config @digits {brief} --trainer.log_every_n_steps 1 {flags}")
+    assert (outcome.code, outcome.err) == (0, ""), outcome.err
+    assert re.search(rf"metrics  callbacks.{option}: .*; did you mean {hint}\?", outcome.out)

@@ -136,6 +136,29 @@ class LastCheckpoint(ModelCheckpoint):
         self.save_requested = False
 
 
+def decide_the_best(saving: ModelCheckpoint) -> bool:
+    """Have a callback be the one whose best checkpoint is the run's; return False if it was."""
+    is_new = not vars(saving).get("decides_the_best")
+    vars(saving)["decides_the_best"] = True
+    return is_new
+
+
+def best_saving(trainer: Any) -> ModelCheckpoint | None:
+    """Return the callback whose best checkpoint is the run's.
+
+    That is `callbacks.checkpoint` or, where the run has none, the first ModelCheckpoint with a
+    monitor, or else the first. Others belong to the team alone.
+    """
+    kinds = ModelCheckpoint, LastCheckpoint
+    saving = [one for one in trainer.checkpoint_callbacks if isinstance(one, kinds[0])]
+    saving = [one for one in saving if not isinstance(one, kinds[1])]
+
+    def rank(one: Any) -> tuple[bool, bool]:
+        return not vars(one).get("decides_the_best"), not one.monitor
+
+    return min(saving, key=rank, default=None)
+
+
 def find_checkpoint(reference: str, root: Path, option: str) -> Path:
     """Find a checkpoint.
 

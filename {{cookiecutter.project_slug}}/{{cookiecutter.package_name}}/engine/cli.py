@@ -27,7 +27,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from .background_saves import BackgroundSaves
 from .checkpoint_io import BackgroundCheckpointIO
-from .checkpoints import LastCheckpoint
+from .checkpoints import LastCheckpoint, decide_the_best
 from .command_line import NOT_RECORDED, CommandLine
 from .distributed import broadcast_run_id
 from .error_messages import Given, explain
@@ -295,6 +295,8 @@ class CLI(LightningCLI):
         first = [state, saves, self.restore, self.recorder, *own]
         if self.command_line.verb == "fit":
             named = self.named_callbacks
+            if isinstance(named.get("checkpoint"), ModelCheckpoint):
+                decide_the_best(named["checkpoint"])
             check = MetricNameCheck(named, self.monitor)
             return [*first, check, *named.values()]
         file = self._of_subcommand(self.config_init).get("predictions")

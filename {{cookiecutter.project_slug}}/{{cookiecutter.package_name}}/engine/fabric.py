@@ -24,6 +24,7 @@ from lightning.pytorch.trainer.states import TrainerFn, TrainerState
 from torch.utils.data import DataLoader
 
 from .batches import Position, SharedBatches
+from .checkpoints import decide_the_best
 from .cli import CLI
 from .errors import UsageError, did_you_mean
 from .files import atomic_write, display_path, redact
@@ -97,6 +98,8 @@ class Loop(Fabric):
         self.divergence: Divergence | None = named.get("divergence")
         self.last = cli.run.checkpoints / "last.ckpt"
         self.checkpoint_callbacks = [self.checkpoint] if self.checkpoint else []
+        if self.checkpoint:
+            decide_the_best(self.checkpoint)
         for logger in self.loggers:
             if isinstance(logger, RunWandbLogger):
                 logger.use_run(cli.run)

@@ -16,6 +16,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
 
+from .checkpoints import best_saving
 from .errors import RunError, UsageError, did_you_mean
 from .files import atomic_write, display_path
 from .wandb_logger import RunWandbLogger
@@ -183,9 +184,9 @@ class Summaries(Callback):
 
     def _monitor(self, trainer: Trainer) -> tuple[str, str]:
         """Return the metric that decides which validation is the best, and its mode."""
-        for callback in trainer.checkpoint_callbacks:
-            if isinstance(callback, ModelCheckpoint) and callback.monitor:
-                return callback.monitor, callback.mode
+        callback = best_saving(trainer)
+        if callback is not None and callback.monitor:
+            return callback.monitor, callback.mode
         for name, rules in self.metrics.items():
             for mode in ("max", "min"):
                 if mode in as_list(rules):
@@ -202,7 +203,7 @@ class Divergence(Callback):
     """Ends a run whose values are no longer finite, before it replaces a good checkpoint.
 
     No step waits for it: it reads metrics that have just been logged, and parameters that are about
-    to be saved.
+    to be saved. A buffer may hold NaN by design.
 
     Args:
         metrics: Names of metrics that must be finite.
@@ -224,8 +225,9 @@ class Divergence(Callback):
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
+        buffers = {name for name, _ in pl_module.named_buffers()}
         for name, value in checkpoint["state_dict"].items():
-            if isinstance(value, Tensor) and value.isnan().any():
+            if name not in buffers and isinstance(value, Tensor) and value.isnan().any():
                 self._fail(trainer, f"{name} has NaN values")
 
     def _fail(self, trainer: Trainer, problem: str) -> None:
@@ -234,11 +236,12 @@ class Divergence(Callback):
 
 
 class MetricNameCheck(Callback):
-    """Ends a run early if a monitor or a summary names a metric that is not logged.
+    """Ends a run early if Lightning would end it later for a metric that is not logged.
 
-    After the first validation (as a rule that of the sanity check) a missing name is wrong if it is
-    similar to one that was logged. Others, such as `train/acc`, may still come; they are judged
-    when the first epoch is over.
+    It judges when the first epoch with a validation is over, and only callbacks of Lightning's own
+    classes that need their metric by then. Of every other name that was not logged one line says
+    so, once; of one that looks like a typo after the first validation (as a rule that of the sanity
+    check).
 
     Args:
         named: The named callbacks.
@@ -250,57 +253,83 @@ class MetricNameCheck(Callback):
         self.monitor = monitor
         self.validated = False
         self.done = False
+        self.said: set[str] = set()  # names
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not self.validated:
-            self._judge(trainer, final=False)
+            logged = sorted(trainer.callback_metrics)
+            for option, name, _ in self._missing(trainer, logged):
+                if similar_names(name, logged) and of_same_stage(name, logged):
+                    self._say(trainer, option, name, logged)
         self.validated = not trainer.sanity_checking
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # The model's own hook is called after this one, and may log.
         if not is_overridden("on_train_epoch_end", pl_module):
-            self._judge(trainer, final=True)
+            self._judge(trainer)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.callback_metrics:
-            self._judge(trainer, final=True)
+            self._judge(trainer)
 
-    def _judge(self, trainer: Trainer, final: bool) -> None:
-        if self.done or (final and trainer.enable_validation and not self.validated):
+    def _judge(self, trainer: Trainer) -> None:
+        if self.done or (trainer.enable_validation and not self.validated):
             return
-        self.done = final
+        self.done = True
         logged = sorted(trainer.callback_metrics)
-        for option, name in self._monitored(trainer):
-            if name in logged or name in ("epoch", "step"):
-                continue
-            if final or similar_names(name, logged):
-                shown = "monitor" if name == self.monitor else option
-                others = ", ".join(logged) or "none"
-                problem = f"no metric named {name} was logged; there are {others}"
-                raise UsageError(f"{shown}: {problem}{did_you_mean(name, logged)}")
+        for option, name, is_needed in self._missing(trainer, logged):
+            if is_needed and self.validated:
+                raise UsageError(f"{option}: {self._problem(name, logged)}")
+            self._say(trainer, option, name, logged)
 
-    def _monitored(self, trainer: Trainer) -> Iterator[tuple[str, str]]:
-        """Yield each option that names a metric, and the name."""
+    def _missing(self, trainer: Trainer, logged: list[str]) -> Iterator[tuple[str, str, bool]]:
+        """Yield each option that names a metric which was not logged, the name, and the need."""
+        for option, name, is_needed in self._monitored(trainer):
+            if name not in logged and name not in ("epoch", "step"):
+                yield "monitor" if name == self.monitor else option, name, is_needed
+
+    def _say(self, trainer: Trainer, option: str, name: str, logged: list[str]) -> None:
+        if name not in self.said and trainer.is_global_zero:
+            print(f"metrics  {option}: {self._problem(name, logged)}")
+        self.said.add(name)
+
+    def _problem(self, name: str, logged: list[str]) -> str:
+        others = ", ".join(logged) or "none"
+        hint = did_you_mean(name, logged)
+        return f"no metric named {name} was logged; there are {others}{hint}"
+
+    def _monitored(self, trainer: Trainer) -> Iterator[tuple[str, str, bool]]:
+        """Yield each option that names a metric, the name, and whether it is needed by now."""
         options = {id(callback): f"callbacks.{name}" for name, callback in self.named.items()}
         callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
         for callback in callbacks:
             option = options.get(id(callback), type(callback).__name__)
             if isinstance(callback, Summaries):
                 for name in callback.metrics:
-                    yield f"{option}.metrics", name
-            elif self._must_find(callback):
-                yield f"{option}.monitor", callback.monitor
+                    yield f"{option}.metrics", name, False
+            elif isinstance(callback, EarlyStopping | ModelCheckpoint) and callback.monitor:
+                yield f"{option}.monitor", callback.monitor, needs_metric(callback)
         for config in trainer.lr_scheduler_configs:
-            if config.reduce_on_plateau and config.monitor and config.strict:
-                yield f"{type(config.scheduler).__name__}.monitor", config.monitor
+            if config.reduce_on_plateau and config.monitor:
+                each_epoch = config.interval == "epoch" and config.frequency == 1
+                option = f"{type(config.scheduler).__name__}.monitor"
+                yield option, config.monitor, bool(config.strict and each_epoch)
 
-    def _must_find(self, callback: Any) -> bool:
-        """Return True for a callback that needs its metric in the first epoch."""
-        if isinstance(callback, EarlyStopping):
-            return callback.strict or callback is self.named.get("early_stopping")
-        if isinstance(callback, ModelCheckpoint) and callback.monitor:
-            return (callback.every_n_epochs or 1) == 1  # else it may look for it later
-        return False
+
+def needs_metric(callback: Any) -> bool:
+    """Return True for a callback that fails without its metric after the first validation.
+
+    A subclass may compute it.
+    """
+    if type(callback) is EarlyStopping:
+        return bool(callback.strict)
+    return type(callback) is ModelCheckpoint and callback.every_n_epochs == 1
+
+
+def of_same_stage(name: str, others: list[str]) -> bool:
+    """Return True if a name begins as one of the others, up to the slash."""
+    stage, slash, _ = name.partition("/")
+    return not slash or any(other.startswith(f"{stage}/") for other in others)
 
 
 def similar_names(name: str, others: list[str]) -> bool:

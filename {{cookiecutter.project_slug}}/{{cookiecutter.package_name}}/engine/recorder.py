@@ -8,6 +8,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import GradientAccumulationScheduler, ModelCheckpoint
 from lightning.pytorch.utilities import CombinedLoader
 
+from .checkpoints import best_saving, decide_the_best
 from .files import atomic_write, display_path, git_commit, python_command
 from .run import Run
 from .version import __version__
@@ -59,11 +60,15 @@ class RunRecorder(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.on_fit_start(trainer, pl_module)  # a sharded strategy restores between the two
         self.note_batch_size(trainer, trainer.train_dataloader)
+        best = best_saving(trainer)
+        if best is not None and best.monitor and decide_the_best(best) and self.active:
+            kind = type(best).__name__
+            print(f"best     by {best.monitor} of a {kind} that is not callbacks.checkpoint")
 
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        saving: Any = first_with_monitor(trainer)
+        saving: Any = best_saving(trainer)
         score = saving and getattr(saving, "current_score", None)
         checkpoint["engine"] = {
             "version": __version__,
@@ -140,16 +145,11 @@ def batch_size(loaders: Any) -> int | None:
     return sizes[0] if len(sizes) == 1 and isinstance(sizes[0], int) else None
 
 
-def first_with_monitor(trainer: Trainer) -> ModelCheckpoint | None:
-    """Return the callback whose checkpoints are the best ones; None without a monitor."""
-    saving = [saved for saved in trainer.checkpoint_callbacks if isinstance(saved, ModelCheckpoint)]
-    return next((saved for saved in saving if saved.monitor), None)
-
-
 def best_or_last(trainer: Trainer) -> str:
     """Return the best checkpoint that was saved, or else the last one; "" if there is none."""
     saving = [saved for saved in trainer.checkpoint_callbacks if isinstance(saved, ModelCheckpoint)]
-    files = [saved.best_model_path for saved in saving]
+    best = best_saving(trainer)
+    files = [best.best_model_path] if best else []
     files += [saved.last_model_path for saved in saving]
     return next(filter(None, files), "")
 

@@ -70,9 +70,11 @@ class Uploads:
         self.closed.set()
 
     def _queue_files(self, saving: "ModelCheckpoint") -> None:
+        decides = getattr(saving, "decides_the_best", False)
         names = list(saving.best_k_models) if self.every else []
-        names += [saving.best_model_path, saving.last_model_path]
-        best = Path(saving.best_model_path).resolve()
+        names += [saving.best_model_path] if decides or self.every else []
+        names += [saving.last_model_path]
+        best = Path(saving.best_model_path).resolve() if decides else None
         for name in dict.fromkeys(filter(None, names)):
             file = Path(name).resolve()
             if file.is_file():
