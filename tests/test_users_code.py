@@ -69,6 +69,21 @@ class Computed(ModelCheckpoint):
     def _monitor_candidates(self, trainer):
         return {**super()._monitor_candidates(trainer), "sum": torch.tensor(trainer.global_step)}
 
+class Notes(BoringModel):
+    guarded = False
+
+    def on_fit_start(self):
+        run = self.logger.experiment
+        run.config.update({"pool": "north"})
+        run.summary["begun"] = True
+        assert "lr" not in run.config
+        assert list(run.config) == []
+        assert run.config.get("lr", 3) == 3
+        with run:
+            run.log({"x": 1})
+        if self.logger:
+            type(self).guarded = True
+
 class Rising(BoringModel):
     def validation_step(self, batch, batch_idx):
         self.log("val/acc", [0.1, 0.9, 0.2, 0.3][self.current_epoch])
@@ -325,3 +340,21 @@ def test_a_name_that_does_no_harm_is_a_line_and_not_an_end(
     outcome = command(f"fit --config @digits {brief} --trainer.log_every_n_steps 1 {flags}")
     assert (outcome.code, outcome.err) == (0, ""), outcome.err
     assert re.search(rf"metrics  callbacks.{option}: .*; did you mean {hint}\?", outcome.out)
+
+
+@pytest.mark.parametrize(
+    ("words", "has_logger"),
+    [
+        ("--trainer.logger false", False),
+        ("--trainer.fast_dev_run true --trainer.logger.offline true", True),
+        ("--trainer.fast_dev_run true --trainer.logger false", False),
+    ],
+)
+def test_what_a_model_calls_on_its_logger_does_nothing_where_there_is_none(
+    words: str, has_logger: bool, command: Commands
+) -> None:
+    import theirs  # type: ignore[import-not-found]
+
+    theirs.Notes.guarded = False
+    fit(command, "Notes", words, 1)
+    assert theirs.Notes.guarded is has_logger

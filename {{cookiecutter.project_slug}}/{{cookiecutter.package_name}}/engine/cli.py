@@ -23,6 +23,7 @@ from lightning.pytorch.callbacks import (
     ProgressBar,
 )
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from .background_saves import BackgroundSaves
@@ -337,8 +338,11 @@ class CLI(LightningCLI):
         for callback in trainer.checkpoint_callbacks if dry_run else ():
             vars(callback)["save_last"] = False  # Lightning writes it even then
         if not trainer.barebones:
-            metrics = MetricsFile(self.run.folder / "metrics.csv", write=not dry_run)
-            trainer.loggers = [*trainer.loggers, metrics]
+            others = trainer.loggers
+            if dry_run:  # Lightning's stand-in does not take every call
+                others = [one for one in others if type(one) is not DummyLogger]
+            file = self.run.folder / "metrics.csv"
+            trainer.loggers = [*others, MetricsFile(file, not dry_run, not trainer.loggers)]
 
     # Around `fit`.
 

@@ -261,7 +261,7 @@ def is_padding_batch(loaders: Any, number: int, batch: int) -> bool:
 
 
 class DummyRun:
-    """The W&B run on ranks that have none: takes any call, attribute and key, and does nothing."""
+    """In the place of a W&B run: takes any call, attribute and key, and does nothing."""
 
     def __getattr__(self, name: str) -> "DummyRun":
         return self
@@ -276,6 +276,9 @@ class DummyRun:
 
     def __exit__(self, *_: Any) -> None:
         pass
+
+    def get(self, key: Any, default: Any = None) -> Any:
+        return default
 
     def __contains__(self, key: Any) -> bool:
         return False

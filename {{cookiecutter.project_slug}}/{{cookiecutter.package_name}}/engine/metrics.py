@@ -17,6 +17,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
 
 from .checkpoints import best_saving
+from .distributed import DUMMY_RUN
 from .errors import RunError, UsageError, did_you_mean
 from .files import atomic_write, display_path
 from .wandb_logger import RunWandbLogger
@@ -33,18 +34,29 @@ class MetricsFile(DummyLogger):
     Args:
         file: metrics.csv in the run's folder.
         write: Whether to write; False for `fast_dev_run`.
+        is_only_one: Whether the run has no logger. It is then false, for code that asks
+            `if self.logger:` as where stock has None.
     """
 
-    def __init__(self, file: Path, write: bool) -> None:
+    def __init__(self, file: Path, write: bool, is_only_one: bool = False) -> None:
         super().__init__()
         self.file = file
         self.write = write
+        self.is_only_one = is_only_one
         self.columns = ["step", "epoch"]
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(
             state
         )  # a launcher copies it to another process; DummyLogger ignores that
+
+    def __bool__(self) -> bool:
+        return not self.is_only_one
+
+    @property
+    def experiment(self) -> Any:
+        """What does nothing, whatever is called."""
+        return DUMMY_RUN
 
     @property
     def save_dir(self) -> str:
