@@ -1,12 +1,15 @@
-"""The table that `predict` leaves: what the model returns for each sample, once and in order."""
+"""What `predict` leaves: what the model returns for each sample, once and in order."""
 
 import csv
+from typing import Any
 
 import pytest
 import torch
 from command import Commands, Outcome
 
 OWN = """
+from typing import NamedTuple
+
 import torch
 from lightning.pytorch.callbacks import BasePredictionWriter
 from odd_duck.data import Digits, Images
@@ -19,17 +22,47 @@ class Half(Classifier):
         sums = batch[0].sum(dim=(1, 2, 3)).bfloat16()
         return {"name": names, "sum": sums, "label": batch[1], "at": batch[0][:, 0, 2, :2]}
 
+class Returns(Classifier):
+    # Returns what `kind` says of the images (B, 1, 8, 8).
+
+    def __init__(self, kind: str, num_classes: int = 10):
+        super().__init__(num_classes=num_classes)
+        self.kind = kind
+
+    def predict_step(self, batch, batch_idx):
+        images = batch[0] if isinstance(batch, list | tuple) else batch["image"]
+        first = images[:, 0, 2, 3]
+        return {
+            "column": lambda: first[:, None],
+            "values": lambda: first.double(),
+            "regression": lambda: images[:, 0, 2, :3],
+            "texts": lambda: [f"sample {value}" for value in first.tolist()],
+            "maps": lambda: images,
+            "boxes": lambda: [{"boxes": one[0, :n % 3], "n": n} for n, one in enumerate(images)],
+            "pair": lambda: (images, first),
+            "nested": lambda: {"map": images, "more": {"first": first, "both": [first, images]}},
+            "named": lambda: Named(images, first),
+            "short": lambda: images[:-1, 0, 0],
+            "rows": lambda: images.flatten(0, 2),
+            "object": lambda: [Box(float(value)) for value in first],
+            "sum": lambda: images.sum(),
+            "none": lambda: None,
+        }[self.kind]()
+
+class Named(NamedTuple):
+    images: torch.Tensor
+    first: torch.Tensor
+
+class Box:
+    def __init__(self, value):
+        self.value = value
+
 class Boxes(Half):
     def predict_step(self, batch, batch_idx):
         return [{"box": 1}]
 
-class Deep(Half):
-    def predict_step(self, batch, batch_idx):
-        return {"map": batch[0]}
-
-class Short(Half):
-    def predict_step(self, batch, batch_idx):
-        return batch[0][:-1, 0, 0]
+def rows(images):
+    return [(images[k][0], images[k][1]) for k in range(len(images))]
 
 class Stream(IterableDataset):
     def __init__(self, images):
@@ -49,6 +82,15 @@ class Kinds(Digits):
         if self.kind == "two":
             stream = Stream(Images(*self.test[:6]))
             return [self._loader(Images(*self.val[:70])), DataLoader(stream, 64)]
+        if self.kind == "ids":
+            images = [image for image, _ in rows(self.test)]
+            images = [{"image": one, "id": f"file-{k}.png"} for k, one in enumerate(images)]
+            return DataLoader(images, batch_size=64)
+        if self.kind == "by name":
+            images = {f"x{k}": one for k, one in enumerate(rows(self.test))}
+            return DataLoader(images, batch_size=64, sampler=[*reversed(images)])
+        if self.kind == "one":
+            return DataLoader(self.test, 1)
         if self.kind == "none":
             return self._loader(Images(*self.test[:0]))
         if self.kind == "drawn":
@@ -116,20 +158,145 @@ def test_a_table_tells_numbers_apart_as_the_model_does(command: Commands, traine
     assert torch.equal(texts, torch.cat(batches))  # bit-for-bit
 
 
-@pytest.mark.parametrize(("kind", "count"), [("shuffled", 360), ("stream", 360), ("drawn", None)])
-def test_each_sample_is_there_once_whatever_the_loader_is(
-    command: Commands, trained: str, kind: str, count: int | None
+@pytest.mark.parametrize(("kind", "count"), [("shuffled", 360), ("stream", 360), ("drawn", 400)])
+def test_each_sample_is_there_as_often_as_it_is_read_whatever_the_loader_is(
+    command: Commands, trained: str, kind: str, count: int
 ) -> None:
     plain = {row["index"]: row for row in table(predict(command, trained))}
     outcome = predict(command, trained, f"--data predicting.Kinds --data.kind {kind}")
     assert outcome.code == 0, outcome.err
     assert (kind == "shuffled") == bool(outcome.err)  # Lightning's advice, which is right
     rows = table(outcome)
-    indices = [int(row["index"]) for row in rows]
-    assert indices == sorted(set(indices))
-    assert len(rows) == (count or len(rows)) > 200
+    assert len(rows) == count
+    assert (len({row["index"] for row in rows}) < count) == (kind == "drawn")
     for row in rows:
         assert float(row["p3"]) == pytest.approx(float(plain[row["index"]]["p3"]), abs=1e-6)
+
+
+def returned(command: Commands, trained: str, kind: str, data: str = "plain") -> Outcome:
+    options = f"--model predicting.Returns --model.kind {kind} --data predicting.Kinds"
+    outcome = predict(command, trained, f'{options} --data.kind "{data}"')
+    assert (outcome.code, outcome.err) == (0, "")
+    return outcome
+
+
+def samples(outcome: Outcome) -> list[dict[str, Any]]:
+    assert outcome.run is not None
+    assert {file.name for file in outcome.run.glob("pred*")} == {"predictions.pt"}
+    assert 'read     torch.load("predictions.pt", mmap=True, weights_only=True)\n' in outcome.out
+    return torch.load(outcome.run / "predictions.pt", mmap=True, weights_only=True)
+
+
+def images_of_test() -> torch.Tensor:
+    from odd_duck.data import Digits
+
+    data = Digits()
+    data.setup("predict")
+    images: torch.Tensor = data.test.tensors[0]
+    return images
+
+
+@pytest.mark.parametrize(
+    ("kind", "columns"),
+    [
+        ("column", ["index", "prediction"]),
+        ("values", ["index", "prediction"]),
+        ("regression", ["index", "prediction0", "prediction1", "prediction2"]),
+        ("texts", ["index", "prediction"]),
+    ],
+)
+def test_values_of_each_sample_are_columns(
+    command: Commands, trained: str, kind: str, columns: list[str]
+) -> None:
+    rows = table(returned(command, trained, kind))
+    assert [*rows[0]] == columns
+    first = images_of_test()[:, 0, 2, 3].tolist()
+    name = columns[1] if kind != "regression" else ""
+    expected = [f"sample {value}" if kind == "texts" else value for value in first]
+    if name:
+        assert [row[name] if kind == "texts" else float(row[name]) for row in rows] == expected
+
+
+@pytest.mark.parametrize("data", ["plain", "stream"])
+def test_what_is_no_table_is_a_file_sample_by_sample(
+    command: Commands, trained: str, data: str
+) -> None:
+    images = images_of_test()
+    outcome = returned(command, trained, "maps", data)
+    found = samples(outcome)
+    assert "predictions.pt, 360 samples\n" in outcome.out
+    assert [one["index"] for one in found] == list(range(360))
+    assert torch.equal(torch.stack([one["prediction"] for one in found]), images)
+    assert len((outcome.run / "predictions.pt").read_bytes()) < 3 * images.nbytes
+
+
+def test_nested_and_unequal_things_keep_their_form(command: Commands, trained: str) -> None:
+    images = images_of_test()
+    boxes = samples(returned(command, trained, "boxes"))
+    assert [one["n"] for one in boxes] == [k % 64 for k in range(360)]
+    assert torch.equal(boxes[65]["boxes"], images[65, 0, :1])
+    pair = samples(returned(command, trained, "pair"))
+    assert torch.equal(pair[7]["prediction"][0], images[7])
+    assert pair[7]["prediction"][1] == images[7, 0, 2, 3]
+    nested = samples(returned(command, trained, "nested"))
+    assert [*nested[0]] == ["index", "map", "more"]
+    assert torch.equal(nested[359]["more"]["both"][1], images[359])
+    named = samples(returned(command, trained, "named"))
+    assert torch.equal(named[9]["images"], images[9])
+
+
+def test_a_batch_that_cannot_be_taken_apart_stays_whole(command: Commands, trained: str) -> None:
+    images = images_of_test()
+    outcome = returned(command, trained, "short")
+    assert "predictions.pt, 6 batches\n" in outcome.out
+    found = samples(outcome)
+    assert [one["index"] for one in found][5] == list(range(320, 360))
+    assert torch.equal(found[0]["prediction"], images[:63, 0, 0])
+    of_one = samples(returned(command, trained, "rows", "one"))  # a sample of many rows
+    assert len(of_one) == 360
+    assert of_one[3]["index"] == 3
+    assert torch.equal(of_one[3]["prediction"], images[3, 0])
+    assert [one["prediction"].ndim for one in samples(returned(command, trained, "sum"))] == [0] * 6
+
+
+def test_what_only_trust_reads_is_there_and_the_line_says_how(
+    command: Commands, trained: str
+) -> None:
+    outcome = returned(command, trained, "object")
+    assert "weights_only=False)  # it holds predicting.Box\n" in outcome.out
+    assert outcome.run is not None
+    found = torch.load(outcome.run / "predictions.pt", weights_only=False)
+    assert found[5]["prediction"].value == images_of_test()[5, 0, 2, 3]
+
+
+def test_a_column_says_what_the_batch_carries_under_id(command: Commands, trained: str) -> None:
+    rows = table(returned(command, trained, "column", "ids"))
+    assert [row["id"] for row in rows] == [f"file-{k}.png" for k in range(360)]
+    assert [*rows[0]] == ["index", "id", "prediction"]
+    assert samples(returned(command, trained, "maps", "ids"))[8]["id"] == "file-8.png"
+
+
+def test_an_index_may_be_anything(command: Commands, trained: str) -> None:
+    rows = table(returned(command, trained, "values", "by name"))
+    assert [row["index"] for row in rows] == [f"x{k}" for k in reversed(range(360))]
+    assert float(rows[0]["prediction"]) == images_of_test()[359, 0, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        ("--data predicting.Kinds --data.kind none", "no data"),
+        ("--model predicting.Returns --model.kind none", "predict_step returned nothing"),
+    ],
+)
+def test_where_nothing_is_predicted_a_line_says_so(
+    command: Commands, trained: str, options: str, line: str
+) -> None:
+    outcome = predict(command, trained, options)
+    assert outcome.code == 0
+    assert f"predict  {line}; nothing is written\n" in outcome.out
+    assert outcome.run is not None
+    assert not [*outcome.run.glob("pred*")]
 
 
 def test_columns_of_ones_own_and_several_loaders(command: Commands, trained: str) -> None:
@@ -157,37 +324,15 @@ def test_a_writer_of_ones_own_or_null_writes_no_table(command: Commands, trained
         assert not [*outcome.run.glob("pred*")]
 
 
-EXPECTED = "predict_step: expected a tensor (B, C) or (B,), or a dict of them by column, got"
+def test_the_name_of_another_kind_of_file_is_one_line(command: Commands, trained: str) -> None:
+    outcome = predict(command, trained, "--predictions scores.txt")
+    problem = "expected a name that ends in .csv or .pt, got scores.txt"
+    assert (outcome.code, outcome.err) == (2, f"error: predictions: {problem}\n")
+    assert outcome.run is None or not [*outcome.run.glob("scores*")]
 
 
-@pytest.mark.parametrize(
-    ("options", "line"),
-    [
-        ("--model predicting.Boxes", f"{EXPECTED} list; --predictions null writes nothing"),
-        (
-            "--model predicting.Deep",
-            "predict_step: expected map of one or two dimensions, got (64, 1, 8, 8)",
-        ),
-        (
-            "--model predicting.Short",
-            "predictions: expected 64 values a column, got 63; --predictions null writes nothing",
-        ),
-        (
-            "--data predicting.Kinds --data.kind none",
-            "predict: expected data, got none; nothing is written",
-        ),
-        (
-            "--predictions scores.txt",
-            "predictions: expected a name that ends in .csv, got scores.txt",
-        ),
-    ],
-)
-def test_what_makes_no_table_is_one_line_and_no_file(
-    command: Commands, trained: str, options: str, line: str
-) -> None:
-    outcome = predict(command, trained, options)
-    assert (outcome.code, outcome.err) == (2, f"error: {line}\n")
-    assert outcome.run is None or {path.name for path in outcome.run.iterdir()} <= {
-        "config.yaml",
-        ".lock",
-    }
+def test_a_file_of_samples_may_be_asked_for(command: Commands, trained: str) -> None:
+    outcome = predict(command, trained, "--predictions scores.pt")
+    assert outcome.run is not None
+    found = torch.load(outcome.run / "scores.pt", weights_only=True)
+    assert found[359]["prediction"].shape == (10,)

@@ -19,6 +19,7 @@ from .checkpoint_record import read_record, record_of
 from .errors import RunError, UsageError, print_usage_errors, warn_user
 from .files import display_path
 from .lightning_internals import original_save
+from .metrics_log import update_table
 from .readable import SAFE, about_checkpoint, is_complete, newest_first, read_checkpoint
 from .run import find_run, runs_root
 from .train_state import validation_follows
@@ -184,6 +185,7 @@ def find_checkpoint(reference: str, root: Path, option: str) -> Path:
     if which not in ("", "last"):
         raise UsageError(f"{option}: expected {REFERENCE}, got {reference}")
     folder = find_run(name, root, option, REFERENCE)
+    rank_zero_only(update_table)(folder)
     last = folder / "checkpoints" / "last.ckpt"
     if not last.is_file():
         problem = f"{folder.name} has no checkpoint; expected {display_path(last)}"
@@ -203,6 +205,7 @@ def best_checkpoint(last: Path) -> Path:
 
 def newest_checkpoint(folder: Path) -> Path:
     """Return the newest complete checkpoint of a run, and say so if it is not the last one."""
+    rank_zero_only(update_table)(folder)
     files = newest_first(folder / "checkpoints")
     newest = next(filter(is_complete, files), None)
     if newest is None:

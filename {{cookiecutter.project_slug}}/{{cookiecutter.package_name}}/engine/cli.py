@@ -341,8 +341,9 @@ class CLI(LightningCLI):
             others = trainer.loggers
             if dry_run:  # Lightning's stand-in does not take every call
                 others = [one for one in others if type(one) is not DummyLogger]
-            file = self.run.folder / "metrics.csv"
-            trainer.loggers = [*others, MetricsFile(file, not dry_run, not trainer.loggers)]
+            is_only_one = not trainer.loggers
+            file = MetricsFile(self.run.folder, trainer, not dry_run, is_only_one)
+            trainer.loggers = [*others, file]
 
     # Around `fit`.
 

@@ -103,7 +103,7 @@ class Loop(Fabric):
         for logger in self.loggers:
             if isinstance(logger, RunWandbLogger):
                 logger.use_run(cli.run)
-        self.loggers.append(MetricsFile(cli.run.folder / "metrics.csv", write=True))
+        self.loggers.append(MetricsFile(cli.run.folder, self))
 
     def begin(self, model: LightningModule, ckpt_path: str | None, **objects: Any) -> None:
         """Open the run's record, and restore objects from a checkpoint if there is one.
@@ -131,7 +131,7 @@ class Loop(Fabric):
             self.recorder.write_config()
         for logger in self.loggers:
             if isinstance(logger, MetricsFile):
-                logger.truncate_from(self.global_step)
+                logger.drop_rows(self.restore.first_row, self.global_step)
         self.shutdown.on_train_start(self, model)  # type: ignore[arg-type]
 
     def _restore(self, file: Path) -> None:
@@ -145,6 +145,7 @@ class Loop(Fabric):
         self.current_epoch, self.batch, self.global_step, self.seed = state["at"]
         self.saved_batches = state.get("batches")
         self.restore.restored_step = self.global_step
+        self.restore.first_row = rest.get("engine", {}).get("rows")
         self._restore_callbacks(file, rest["callbacks"])
         if len(state["random"]) == self.world_size:
             restore_random(state["random"][self.global_rank])

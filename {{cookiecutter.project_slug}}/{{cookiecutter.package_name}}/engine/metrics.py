@@ -1,9 +1,7 @@
 """Logged values: the metrics file, the best values, and checks of names and of values."""
 
-import csv
 import difflib
 import math
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +17,8 @@ from torch import Tensor
 from .checkpoints import best_saving
 from .distributed import DUMMY_RUN
 from .errors import RunError, UsageError, did_you_mean
-from .files import atomic_write, display_path
+from .lightning_internals import steps_logged
+from .metrics_log import NUMBER, STAGE, STEP, MetricsLog
 from .wandb_logger import RunWandbLogger
 
 SUMMARY_RULES = ("min", "max", "mean", "last")
@@ -27,23 +26,26 @@ SIMILAR = 0.85  # of two names, by difflib.SequenceMatcher.ratio: from here on i
 
 
 class MetricsFile(DummyLogger):
-    """Writes every logged value into a CSV file with the columns `step`, `epoch`, then names.
+    """Writes every logged value into the run's folder; `metrics.csv` is there when the run ends.
 
     It is the model's logger where there is no other: DummyLogger ignores any other call.
 
     Args:
-        file: metrics.csv in the run's folder.
+        folder: The run's folder.
+        trainer: The trainer that logs, or what has a `global_step`.
         write: Whether to write; False for `fast_dev_run`.
         is_only_one: Whether the run has no logger. It is then false, for code that asks
             `if self.logger:` as where stock has None.
     """
 
-    def __init__(self, file: Path, write: bool, is_only_one: bool = False) -> None:
+    def __init__(
+        self, folder: Path, trainer: Any, write: bool = True, is_only_one: bool = False
+    ) -> None:
         super().__init__()
-        self.file = file
+        self.log = MetricsLog(folder)
+        self.trainer = trainer
         self.write = write
         self.is_only_one = is_only_one
-        self.columns = ["step", "epoch"]
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(
@@ -60,66 +62,53 @@ class MetricsFile(DummyLogger):
 
     @property
     def save_dir(self) -> str:
-        return str(self.file.parent)
+        return str(self.log.file.parent)
 
     @property
     def run_id(self) -> str:
         # Not `version`: a ModelCheckpoint without a folder saves to `save_dir/name/version`.
-        return self.file.parent.name
+        return self.log.file.parent.name
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
-        if not self.write:
-            return
-        row: dict[str, Any] = {"step": step}
-        for name in sorted(metrics):
-            value = metrics[name]
-            row[name] = value.item() if hasattr(value, "item") else value
-        if self.file.exists() and row.keys() <= set(self.columns):
-            self._append(row)
-        else:
-            self._rewrite([*self._read(), row])
+        if self.write:
+            values = {str(name): metrics[name] for name in sorted(metrics, key=str)}
+            function = getattr(getattr(self.trainer, "state", None), "fn", None)
+            stage = function.value if function else "fit"
+            self.log.append({"step": step, **values}, stage, steps_logged(self.trainer))
+
+    @property
+    def next_row(self) -> int:
+        """The number that the next row will have; a checkpoint holds it."""
+        if self.write and self.trainer.is_global_zero:
+            self.log.open()
+        return self.log.next_row
 
     @rank_zero_only
-    def truncate_from(self, step: int) -> None:
-        """Drop the rows from `step` on, which a resumed run logs again, but not those of a test."""
-        if self.write and self.file.exists():
-            self._rewrite([row for row in self._read() if stays(row, step)])
+    def drop_rows(
+        self, first_row: int | None, first_step: int, rows_before: int | None = None
+    ) -> None:
+        """Drop the rows that a resumed run logs again.
 
-    def _append(self, row: dict[str, Any]) -> None:
-        size = self.file.stat().st_size
-        try:
-            with self.file.open("a", newline="") as stream:
-                self._writer(stream).writerow(row)
-        except OSError as error:
-            os.truncate(self.file, size)  # half a row would be read as a row
-            message = f"{display_path(self.file)} cannot be written: {error.strerror}"
-            raise RunError(message) from error
+        Args:
+            first_row: What `next_row` was when the checkpoint was written, if it says so.
+            first_step: The step at which the run resumes.
+            rows_before: What `next_row` was before this start logged anything.
+        """
+        first_row = 0 if first_row is None else first_row
+        rows_before = self.log.next_row if rows_before is None else rows_before
 
-    def _read(self) -> list[dict[str, Any]]:
-        if not self.file.exists():
-            return []
-        with self.file.open(newline="") as stream:
-            return list(csv.DictReader(stream))
+        def stays(row: dict[str, Any]) -> bool:
+            # Within an epoch, Lightning saves before it logs the values of that step.
+            is_done = row[NUMBER] < first_row or row[STEP] < first_step
+            return is_done or row[NUMBER] >= rows_before or row[STAGE] != "fit"
 
-    def _rewrite(self, rows: list[dict[str, Any]]) -> None:
-        """Write the whole file, with a column for each name in the rows."""
-        for row in rows:
-            self.columns += [name for name in row if name not in self.columns]
-        self.file.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(self.file) as part, part.open("w", newline="") as stream:
-            writer = self._writer(stream)
-            writer.writeheader()
-            writer.writerows(rows)
+        if self.write:
+            self.log.keep(stays)
 
-    def _writer(self, stream: Any) -> csv.DictWriter:
-        return csv.DictWriter(stream, self.columns, lineterminator="\n")
-
-
-def stays(row: Mapping[str, str], step: int) -> bool:
-    """Return True for a row that a run resumed at `step` does not log again."""
-    is_before = int(row["step"] or -1) < step  # a user's own row may have no step
-    return is_before or any(value and name.startswith("test/") for name, value in row.items())
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        self.log.close()
 
 
 @dataclass(eq=False)

@@ -1,8 +1,8 @@
-"""The table that `predict` leaves: a row for each sample, in the order of the data."""
+"""What `predict` leaves: a table with a row for each sample, or a file of what is no table."""
 
 import csv
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,29 +11,31 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 from lightning.pytorch.utilities import CombinedLoader
-from torch import Tensor
 from torch.utils.data import IterableDataset
 
 from .errors import UsageError
 from .files import atomic_write, display_path
+from .lightning_internals import reader_of
+from .prediction_parts import Batch, Kind, Merged, Parts, sharing_of
+from .prediction_samples import Columns, Plain
 
-Columns = dict[str, np.ndarray]  # by name, each of shape (samples,)
 HARMLESS = "Total length of `DataLoader` across ranks is zero|Couldn't infer the batch"
-SWITCH_OFF = "--predictions null writes nothing"
-MAP_STYLE = "a map-style dataset"
+SAMPLES = ".pt"  # suffix of a file of samples
 
 
 class PredictionWriter(BasePredictionWriter):
-    """Writes what `predict_step` returns into a CSV file.
+    """Writes what `predict_step` returns: a CSV file, or a file for `torch.load`.
 
-    That is probabilities (B, C), values (B,), or a dict of such by the column's name. A subclass
-    for another format sets `suffix` and overrides `write`.
+    A table has values (B,) or (B, 1), probabilities (B, C), or a dict of such by the column's
+    name. Anything else is in a file with the suffix `.pt`, sample by sample. Both are in the order
+    in which the data was read. What the batch carries under `id` is a column. A subclass for
+    another kind of table sets `suffix` and overrides `write`.
 
     Args:
-        file: The file to write.
+        file: The table to write.
 
     Raises:
-        UsageError: If the name of the file, the data or the predictions make no table.
+        UsageError: If the file's name has another suffix.
     """
 
     suffix = ".csv"
@@ -41,113 +43,110 @@ class PredictionWriter(BasePredictionWriter):
     def __init__(self, file: str | Path) -> None:
         super().__init__("batch")
         self.file = Path(file)
-        self.loaders: dict[int, list[Columns]] = {}  # the batches of each loader
-        if self.file.suffix != self.suffix:
-            expected = f"expected a name that ends in {self.suffix}"
+        if self.file.suffix not in (self.suffix, SAMPLES):
+            expected = f"expected a name that ends in {self.suffix} or {SAMPLES}"
             raise UsageError(f"predictions: {expected}, got {self.file.name}")
 
-    def write(self, file: Path, columns: Columns) -> None:
-        """Write the whole table. Called on the first rank, once."""
-        texts = [as_texts(column) for column in columns.values()]
+    def write(self, file: Path, tables: Iterable[Columns]) -> None:
+        """Write the table, given piece by piece with equal columns. Called on the first rank."""
         with file.open("w", newline="") as stream:
             writer = csv.writer(stream, lineterminator="\n")
-            writer.writerow(columns)
-            writer.writerows(zip(*texts, strict=True))
+            for number, columns in enumerate(tables):
+                if number == 0:
+                    writer.writerow(columns)
+                writer.writerows(zip(*map(as_texts, columns.values()), strict=True))
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         warnings.filterwarnings("ignore", HARMLESS)
+        self.plain, self.kind = Plain(), Kind()
+        folder = self.file.with_name(f"{self.file.name}.parts")
+        self.parts = Parts(folder, trainer.global_rank)
 
     def write_on_batch_end(
         self, trainer, pl_module, prediction, batch_indices, batch, batch_idx, dataloader_idx
     ):
-        columns = columns_of(prediction)
-        lengths = {len(column) for column in columns.values()}
-        batches = self.loaders.setdefault(dataloader_idx, [])
-        if not has_indices(trainer, dataloader_idx):
-            batch_indices = None  # Lightning passes those of another loader
-        if not batch_indices and trainer.world_size == 1:
-            begin = sum(len(before["index"]) for before in batches)
-            batch_indices = range(begin, begin + max(lengths, default=0))
-        if lengths != {len(batch_indices or ())}:
-            expected = f"{len(batch_indices)} values a column" if batch_indices else MAP_STYLE
-            got = " and ".join(map(str, sorted(lengths))) or "none"
-            raise UsageError(f"predictions: expected {expected}, got {got}; {SWITCH_OFF}")
-        batches.append({"index": np.asarray(batch_indices), **columns})
+        loader = loaders_of(trainer)[dataloader_idx]
+        reader = reader_of(loader)
+        if prediction is None or (reader is not None and reader.is_padding(batch_idx)):
+            return
+        place = dataloader_idx, batch_idx, trainer.global_rank
+        index = None
+        if batch_indices and has_indices(loader):  # else Lightning passes those of another loader
+            index = [one if isinstance(one, str | int) else str(one) for one in batch_indices]
+        predicted = Batch(*place, index, None, self.plain(prediction))
+        predicted.id = ids_of(batch, self.plain, predicted.rows)
+        self.kind.add(predicted)
+        self.parts.add(predicted)
 
     def on_predict_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        ranks: list[Any] = [self.loaders]
+        self.parts.write()
+        self.kind.others |= self.plain.others
+        kinds: list[Any] = [(self.kind, self.parts.written)]
         if trainer.world_size > 1:
-            ranks = ranks * trainer.world_size
-            torch.distributed.all_gather_object(ranks, self.loaders)
-        if not trainer.is_global_zero:
-            return
-        columns = join_ranks(ranks)
-        self.file.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(self.file) as part:
-            self.write(part, columns)
-        print(f"saved    {display_path(self.file)}, {len(columns['index'])} rows")
+            kinds = kinds * trainer.world_size
+            torch.distributed.all_gather_object(kinds, (self.kind, self.parts.written))
+        if trainer.is_global_zero:
+            self._write(trainer, kinds)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if trainer.predict_loop.skip:
-            raise UsageError("predict: expected data, got none; nothing is written")
+        if trainer.is_global_zero:
+            self.parts.remove()
+        if trainer.predict_loop.skip and trainer.is_global_zero:
+            print("predict  no data; nothing is written")
+
+    def _write(self, trainer: Trainer, kinds: list[tuple[Kind, int]]) -> None:
+        kind = Kind(
+            batches=sum(one.batches for one, _ in kinds),
+            columns=set().union(*(one.columns for one, _ in kinds)),
+            classes=all(one.classes for one, _ in kinds),
+            others=set().union(*(one.others for one, _ in kinds)),
+        )
+        if not kind.batches:
+            print("predict  predict_step returned nothing; nothing is written")
+            return
+        streams = [self.parts.read(rank, files) for rank, (_, files) in enumerate(kinds)]
+        merged = Merged(streams, list(map(sharing_of, loaders_of(trainer))))
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        if kind.is_table and self.file.suffix == self.suffix:
+            with atomic_write(self.file) as part:
+                self.write(part, merged.tables(kind.classes))
+            print(f"saved    {display_path(self.file)}, {merged.samples} rows")
+        else:
+            self._write_samples(merged, kind)
+
+    def _write_samples(self, merged: Merged, kind: Kind) -> None:
+        file = self.file.with_suffix(SAMPLES)
+        content = list(merged.entries())
+        with atomic_write(file) as part:
+            torch.save(content, part)
+        what = "batches" if merged.whole else "samples"
+        print(f"saved    {display_path(file)}, {len(content)} {what}")
+        trust = not kind.others
+        line = f'read     torch.load("{file.name}", mmap=True, weights_only={trust})'
+        print(line if trust else f"{line}  # it holds {min(kind.others)}")
 
 
-def has_indices(trainer: Trainer, number: int) -> bool:
-    """Return True if one of the loaders reads a dataset by indices."""
-    loaders = CombinedLoader(trainer.predict_dataloaders, "sequential").flattened
-    dataset = getattr(loaders[number], "dataset", None)
+def loaders_of(trainer: Trainer) -> list[Any]:
+    return CombinedLoader(trainer.predict_dataloaders, "sequential").flattened
+
+
+def has_indices(loader: Any) -> bool:
+    """Return True if a loader reads a dataset by indices."""
+    dataset = getattr(loader, "dataset", None)
     return dataset is not None and not isinstance(dataset, IterableDataset)
 
 
-def columns_of(prediction: Any) -> Columns:
-    """Return the columns of what `predict_step` has returned for a batch."""
-    if isinstance(prediction, Tensor):
-        if prediction.ndim == 2:
-            prediction = {"class": prediction.argmax(dim=1), "p": prediction}
-        else:
-            prediction = {"prediction": prediction}
-    if not isinstance(prediction, Mapping):
-        expected = "a tensor (B, C) or (B,), or a dict of them by column"
-        got = type(prediction).__name__
-        raise UsageError(f"predict_step: expected {expected}, got {got}; {SWITCH_OFF}")
-    columns: Columns = {}
-    for name, values in prediction.items():
-        array = as_array(values)
-        if array.ndim == 1:
-            columns[name] = array
-        elif array.ndim == 2:
-            columns |= {f"{name}{k}": column for k, column in enumerate(array.T)}
-        else:
-            expected = f"expected {name} of one or two dimensions"
-            raise UsageError(f"predict_step: {expected}, got {tuple(array.shape)}")
-    return columns
-
-
-def as_array(values: Any) -> np.ndarray:
-    if isinstance(values, Tensor):
-        values = values.detach().cpu()
-        values = values.float() if values.dtype == torch.bfloat16 else values  # numpy has none
-    return np.asarray(values)
+def ids_of(batch: Any, plain: Plain, rows: int | None) -> list[Any] | None:
+    """Return what a batch carries under `id`, for each sample; None if it carries nothing."""
+    found = batch.get("id") if isinstance(batch, Mapping) else None
+    ids = plain(found)
+    ids = ids.tolist() if isinstance(ids, torch.Tensor) and ids.ndim == 1 else ids
+    return ids if isinstance(ids, list) and len(ids) == rows else None
 
 
 def as_texts(column: np.ndarray) -> list[Any]:
     # Nine digits tell any two numbers of 32 bits apart (IEEE 754).
-    return [f"{value:.9g}" if isinstance(value, float) else value for value in column.tolist()]
-
-
-def join_ranks(ranks: list[dict[int, list[Columns]]]) -> Columns:
-    """Return the whole table, given for each rank the batches of each loader."""
-    loaders = sorted({loader for rank in ranks for loader in rank})
-    parts = []
-    for loader in loaders:
-        part = concatenate([columns for rank in ranks for columns in rank.get(loader, ())])
-        _, first = np.unique(part["index"], return_index=True)  # samplers of ranks repeat some
-        part = {name: column[first] for name, column in part.items()}
-        if len(loaders) > 1:
-            part = {"dataloader": np.full(len(first), loader), **part}
-        parts.append(part)
-    return concatenate(parts)
-
-
-def concatenate(parts: list[Columns]) -> Columns:
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    short = column.dtype.itemsize <= 4
+    return [
+        f"{value:.9g}" if short and isinstance(value, float) else value for value in column.tolist()
+    ]

@@ -78,6 +78,7 @@ class RunRecorder(Callback):
             "best": Path(saving.best_model_path).name or None if saving else None,
             "monitor": saving and saving.monitor,
             "score": None if score is None else float(score),
+            "rows": next((one.next_row for one in trainer.loggers if hasattr(one, "next_row")), 0),
         }
 
     def write_config(self) -> None:

@@ -30,14 +30,17 @@ class RestoreRun(Callback):
         self.initial_optimizer_options: dict[str, Any] = {}
         self.restored_step = -1  # of the checkpoint from which this fit resumes
         self.first_step: int | None = None  # that is logged again
+        self.first_row: int | None = None  # that was logged after the checkpoint
         self._restoring: dict[str, Any] = {}  # the checkpoint, until it is restored
         self._in_own_folder = False
+        self._rows_before: dict[int, int] = {}  # those in each metrics file before this start
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == TrainerFn.FITTING:
             self.initial_optimizer_options = {}
-            self.restored_step, self.first_step = -1, None
+            self.restored_step, self.first_step, self.first_row = -1, None, None
             self._in_own_folder = False
+            self._rows_before = {id(one): one.next_row for one in metrics_files(trainer)}
 
     def state_dict(self) -> dict[str, Any]:
         options = self.initial_optimizer_options
@@ -62,6 +65,8 @@ class RestoreRun(Callback):
         self.first_step = first_step_to_log(checkpoint)
         file = Path(str(trainer.ckpt_path)).absolute()
         self._in_own_folder = file.is_relative_to(self.run.folder)
+        if self._in_own_folder:
+            self.first_row = checkpoint.get("engine", {}).get("rows")
         folder = self.run.folder if self._in_own_folder else None
         adapt_callback_states(trainer, checkpoint["callbacks"], folder)
 
@@ -77,9 +82,8 @@ class RestoreRun(Callback):
             begins = f"training begins at step {trainer.global_step}, not {self.restored_step}"
             warn_user(f"{begins}: a callback such as LearningRateFinder restored another state")
         first = trainer.global_step if self.first_step is None else self.first_step
-        for logger in trainer.loggers:
-            if hasattr(logger, "truncate_from"):
-                logger.truncate_from(first)
+        for file in metrics_files(trainer):
+            file.drop_rows(self.first_row, first, self._rows_before.get(id(file)))
 
     def _note_options(self, trainer: Trainer) -> None:
         if trainer.optimizers and not self.initial_optimizer_options:
@@ -94,6 +98,11 @@ class RestoreRun(Callback):
         saved = checkpoint["callbacks"].get(self.state_key, {})
         before, now = saved.get("initial_optimizer_options"), self.initial_optimizer_options
         apply_new_optimizer_options(trainer, before, now, checkpoint)
+
+
+def metrics_files(trainer: Trainer) -> list[Any]:
+    """Return those loggers whose rows a resumed run must not repeat."""
+    return [logger for logger in trainer.loggers if hasattr(logger, "drop_rows")]
 
 
 def first_step_to_log(checkpoint: dict[str, Any]) -> int:

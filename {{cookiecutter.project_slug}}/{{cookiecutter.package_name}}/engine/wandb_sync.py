@@ -26,6 +26,7 @@ from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]
 
 from .errors import UsageError
 from .files import display_path
+from .metrics_log import update_table
 from .run import find_run, runs_root
 from .wandb_log import HEADER, TransactionLog, kind_of, read_log, write_log
 from .wandb_session import teardown_wandb, unavailable_reason
@@ -60,6 +61,8 @@ def sync(argv: list[str]) -> None:
         raise UsageError(f"sync: expected runs or --runs_root, got {unknown[0]}")
     root = given.runs_root.expanduser().absolute()
     named = [find_run(run, root, "sync") for run in given.runs]
+    for folder in named:
+        update_table(folder)
     recorded = {file.parents[2] for file in root.glob("*/wandb/*run-*/*.wandb")}
     environment = dict(os.environ)
     os.environ.update(QUIET)
