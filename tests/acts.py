@@ -87,8 +87,8 @@ class Act(Callback):
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
 
     def fill_the_table(self, module: LightningModule) -> None:
-        """Leaves room for ten bytes more in metrics.csv, which is less than a row."""
-        size = Path(module.trainer.default_root_dir, "metrics.csv").stat().st_size
+        """Leaves room for ten bytes more in metrics.jsonl, which is less than a row."""
+        size = Path(module.trainer.default_root_dir, "metrics.jsonl").stat().st_size
         resource.setrlimit(resource.RLIMIT_FSIZE, (size + 10, resource.RLIM_INFINITY))
 
 

@@ -216,7 +216,7 @@ def test_a_file_that_cannot_be_written_is_one_line_and_what_was_there_is_whole(
         ".ckpt cannot be written, and is as it was: File too large"
     )
     assert table.code == 1
-    assert table.screen.splitlines()[-1].endswith("metrics.csv cannot be written: File too large")
+    assert table.screen.splitlines()[-1].endswith("metrics.jsonl cannot be written: File too large")
     with (table.run / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert rows[-1]["train/loss"]

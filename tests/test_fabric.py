@@ -120,7 +120,7 @@ def test_what_the_loop_leaves_is_what_the_trainer_leaves(place: Place) -> None:
     place("left-tested", "main.py test --ckpt_path left --trainer.logger false")
     assert 0 < place.values("left-tested", "test/acc").popitem()[1] <= 1
     assert {path.name for path in place.folder("left").iterdir()} == {
-        *(".lock", "checkpoints", "config.yaml", "metrics.csv")
+        *(".lock", "checkpoints", "config.yaml", "metrics.csv", "metrics.jsonl")
     }
     code = "from my_project.engine import load\n"
     code += "print(load('left').training, len(load('left:last').hparams))"
@@ -207,7 +207,7 @@ def test_a_run_that_is_ended_goes_on_bit_by_bit(
     name = f"{number.name}-{ranks}"
     process = place.start(name, line)
     try:
-        wait_for(place.folder(name) / "metrics.csv", 20)
+        wait_for(place.folder(name) / "metrics.jsonl", 20)
         process.send_signal(number)
         screen = process.communicate(timeout=60)[0]
     finally:

@@ -21,6 +21,7 @@ ROWS = (
     "version",
     "errors",
     "files",
+    "metrics_log",
     "run",
     "lightning_internals",
     "random_streams",
@@ -48,6 +49,8 @@ ROWS = (
     "recorder",
     "progress",
     "shutdown",
+    "prediction_samples",
+    "prediction_parts",
     "predictions",
     "legacy",
     "layers",
@@ -64,7 +67,7 @@ ROWS = (
     "__init__",
 )
 OUTSIDE = ("fabric", "references", "__init__")  # optional; warns when it is imported
-STANDARD_LIBRARY_ONLY = ("version", "errors", "files")
+STANDARD_LIBRARY_ONLY = ("version", "errors", "files", "metrics_log")
 WITHOUT_TORCH = (*STANDARD_LIBRARY_ONLY, "run", "wandb_session", "commands")
 LONGEST_FUNCTION, HIGHEST_COMPLEXITY = 45, 9  # lines; ruff's C901
 INTERNALS = "lightning_internals"

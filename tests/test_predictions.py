@@ -89,8 +89,6 @@ class Kinds(Digits):
         if self.kind == "by name":
             images = {f"x{k}": one for k, one in enumerate(rows(self.test))}
             return DataLoader(images, batch_size=64, sampler=[*reversed(images)])
-        if self.kind == "one":
-            return DataLoader(self.test, 1)
         if self.kind == "none":
             return self._loader(Images(*self.test[:0]))
         if self.kind == "drawn":
@@ -173,9 +171,11 @@ def test_each_sample_is_there_as_often_as_it_is_read_whatever_the_loader_is(
         assert float(row["p3"]) == pytest.approx(float(plain[row["index"]]["p3"]), abs=1e-6)
 
 
-def returned(command: Commands, trained: str, kind: str, data: str = "plain") -> Outcome:
+def returned(
+    command: Commands, trained: str, kind: str, data: str = "plain", more: str = ""
+) -> Outcome:
     options = f"--model predicting.Returns --model.kind {kind} --data predicting.Kinds"
-    outcome = predict(command, trained, f'{options} --data.kind "{data}"')
+    outcome = predict(command, trained, f'{options} --data.kind "{data}" {more}')
     assert (outcome.code, outcome.err) == (0, "")
     return outcome
 
@@ -252,7 +252,8 @@ def test_a_batch_that_cannot_be_taken_apart_stays_whole(command: Commands, train
     found = samples(outcome)
     assert [one["index"] for one in found][5] == list(range(320, 360))
     assert torch.equal(found[0]["prediction"], images[:63, 0, 0])
-    of_one = samples(returned(command, trained, "rows", "one"))  # a sample of many rows
+    one = "--data.batch_size 1"
+    of_one = samples(returned(command, trained, "rows", more=one))  # a sample of many rows
     assert len(of_one) == 360
     assert of_one[3]["index"] == 3
     assert torch.equal(of_one[3]["prediction"], images[3, 0])

@@ -111,6 +111,7 @@ def test_a_run_is_one_folder(trained: Trained) -> None:
         "checkpoints",
         "config.yaml",
         "metrics.csv",
+        "metrics.jsonl",
         "wandb",
     ]
     best, last = sorted(path.name for path in (trained.folder / "checkpoints").iterdir())

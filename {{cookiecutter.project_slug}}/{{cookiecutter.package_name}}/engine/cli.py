@@ -344,6 +344,7 @@ class CLI(LightningCLI):
             is_only_one = not trainer.loggers
             file = MetricsFile(self.run.folder, trainer, not dry_run, is_only_one)
             trainer.loggers = [*others, file]
+            self.resources.callback(file.finalize, "failed")  # if the trainer does not
 
     # Around `fit`.
 

@@ -103,7 +103,9 @@ class Loop(Fabric):
         for logger in self.loggers:
             if isinstance(logger, RunWandbLogger):
                 logger.use_run(cli.run)
-        self.loggers.append(MetricsFile(cli.run.folder, self))
+        file = MetricsFile(cli.run.folder, self)
+        self.loggers.append(file)
+        cli.resources.callback(file.finalize, "success")  # at the end
 
     def begin(self, model: LightningModule, ckpt_path: str | None, **objects: Any) -> None:
         """Open the run's record, and restore objects from a checkpoint if there is one.

@@ -3,6 +3,7 @@
 import difflib
 import math
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,7 @@ class MetricsFile(DummyLogger):
         self, folder: Path, trainer: Any, write: bool = True, is_only_one: bool = False
     ) -> None:
         super().__init__()
-        self.log = MetricsLog(folder)
+        self.rows = MetricsLog(folder)
         self.trainer = trainer
         self.write = write
         self.is_only_one = is_only_one
@@ -62,12 +63,12 @@ class MetricsFile(DummyLogger):
 
     @property
     def save_dir(self) -> str:
-        return str(self.log.file.parent)
+        return str(self.rows.file.parent)
 
     @property
     def run_id(self) -> str:
         # Not `version`: a ModelCheckpoint without a folder saves to `save_dir/name/version`.
-        return self.log.file.parent.name
+        return self.rows.file.parent.name
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
@@ -75,14 +76,14 @@ class MetricsFile(DummyLogger):
             values = {str(name): metrics[name] for name in sorted(metrics, key=str)}
             function = getattr(getattr(self.trainer, "state", None), "fn", None)
             stage = function.value if function else "fit"
-            self.log.append({"step": step, **values}, stage, steps_logged(self.trainer))
+            self.rows.append({"step": step, **values}, stage, steps_logged(self.trainer))
 
     @property
     def next_row(self) -> int:
         """The number that the next row will have; a checkpoint holds it."""
         if self.write and self.trainer.is_global_zero:
-            self.log.open()
-        return self.log.next_row
+            self.rows.open()
+        return self.rows.next_row
 
     @rank_zero_only
     def drop_rows(
@@ -96,7 +97,7 @@ class MetricsFile(DummyLogger):
             rows_before: What `next_row` was before this start logged anything.
         """
         first_row = 0 if first_row is None else first_row
-        rows_before = self.log.next_row if rows_before is None else rows_before
+        rows_before = self.rows.next_row if rows_before is None else rows_before
 
         def stays(row: dict[str, Any]) -> bool:
             # Within an epoch, Lightning saves before it logs the values of that step.
@@ -104,11 +105,12 @@ class MetricsFile(DummyLogger):
             return is_done or row[NUMBER] >= rows_before or row[STAGE] != "fit"
 
         if self.write:
-            self.log.keep(stays)
+            self.rows.keep(stays)
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
-        self.log.close()
+        with nullcontext() if status == "success" else suppress(RunError):  # another is raised
+            self.rows.close()
 
 
 @dataclass(eq=False)

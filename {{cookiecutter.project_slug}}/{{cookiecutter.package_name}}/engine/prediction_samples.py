@@ -58,8 +58,9 @@ def as_container(value: Any) -> Any:
     """Return a dataclass or a named tuple as a dict of its fields, and anything else as it is."""
     if is_dataclass(value) and not isinstance(value, type):
         return {one.name: getattr(value, one.name) for one in fields(value)}
-    if isinstance(value, tuple) and hasattr(value, "_asdict"):
-        return value._asdict()
+    names = getattr(type(value), "__match_args__", ())  # of a named tuple
+    if isinstance(value, tuple) and len(names) == len(value) > 0:
+        return dict(zip(names, value, strict=True))
     return value
 
 

@@ -60,10 +60,7 @@ class RunRecorder(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.on_fit_start(trainer, pl_module)  # a sharded strategy restores between the two
         self.note_batch_size(trainer, trainer.train_dataloader)
-        best = best_saving(trainer)
-        if best is not None and best.monitor and decide_the_best(best) and self.active:
-            kind = type(best).__name__
-            print(f"best     by {best.monitor} of a {kind} that is not callbacks.checkpoint")
+        self.say_what_is_best(trainer)
 
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
@@ -117,6 +114,15 @@ class RunRecorder(Callback):
             if isinstance(logger, RunWandbLogger):
                 logger.log_input_artifact(self.checkpoint or "")
                 print(f"W&B      {logger.status}", flush=True)
+
+    def say_what_is_best(self, trainer: Trainer) -> None:
+        """Say it if another callback serves in place of `callbacks.checkpoint`."""
+        best = best_saving(trainer)
+        if best is None or not best.monitor or not decide_the_best(best):
+            return
+        if self.active:
+            kind = type(best).__name__
+            print(f"best     by {best.monitor} of a {kind} that is not callbacks.checkpoint")
 
     def note_batch_size(self, trainer: Trainer, loaders: Any) -> None:
         """Say how many samples a step of the optimizer takes, where each takes as many."""
