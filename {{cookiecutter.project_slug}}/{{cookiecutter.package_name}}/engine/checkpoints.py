@@ -250,9 +250,10 @@ def saved_model_config(about: dict[str, Any], file: Path, given_class: str = "")
     accepted = add_arguments(ArgumentParser(), import_object(config["class_path"]))
     # A link to an option that the class never had leaves null.
     given = {name for name, value in options.items() if value is not None}
-    unknown = sorted(given - accepted)
-    if unknown:
-        problem = f"the model no longer takes {', '.join(unknown)}"
+    was_option = (about.get("config") or {}).get("model", {}).get("init_args") or {}
+    gone = sorted((given - accepted) & was_option.keys())  # else a model saved it by itself
+    if gone:
+        problem = f"the model no longer takes {', '.join(gone)}"
         rank_zero_only(warn_user)(f"{problem}, which {display_path(file)} has")
     kept = {name: value for name, value in options.items() if name in accepted}
     section = {name: value for name, value in config.items() if name != "init_args"}

@@ -28,7 +28,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from .background_saves import BackgroundSaves
 from .checkpoint_io import BackgroundCheckpointIO
-from .checkpoints import LastCheckpoint, decide_the_best
+from .checkpoints import REFERENCE, LastCheckpoint, decide_the_best
 from .command_line import NOT_RECORDED, CommandLine
 from .distributed import broadcast_run_id
 from .error_messages import Given, explain
@@ -42,7 +42,7 @@ from .progress import progress_callback
 from .provenance import differences, print_origins, refuse_redacted
 from .recorder import RunRecorder, best_or_last, is_of_this_run, print_outcome
 from .restore import RestoreRun
-from .resume import CheckpointLayers, find_restart_checkpoint, load_initial_weights
+from .resume import OF_THE_RUN, CheckpointLayers, find_restart_checkpoint, load_initial_weights
 from .run import Run
 from .session import session
 from .shutdown import GracefulShutdown
@@ -254,6 +254,9 @@ class CLI(LightningCLI):
         checkpoint = self.command_line.checkpoint
         begins = self.command_line.verb == "fit" and checkpoint.mode != "resume"
         if not begins or not list(self.run.checkpoints.glob("*.ckpt")):
+            if checkpoint.path in OF_THE_RUN:
+                problem = f"run {self.run.id} is new and has no checkpoint"
+                raise UsageError(f"--ckpt_path {checkpoint.path}: {problem}; expected {REFERENCE}")
             return checkpoint
         path = str(find_restart_checkpoint(self.run))
         return CheckpointLayers("resume", self.run.root, self.run.id, path)

@@ -4,11 +4,14 @@ The line has the option, where it stands, what was expected, what came, and the 
 jsonargparse names a nested option by its last part alone, so it is looked up in what was given.
 """
 
+import inspect
 import re
 import traceback
 from argparse import ArgumentError
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 from lightning.pytorch import Callback, LightningDataModule, LightningModule
@@ -19,6 +22,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from .errors import UsageError, did_you_mean
+from .files import display_path
 from .layers import Layer
 from .provenance import given_settings
 
@@ -26,6 +30,7 @@ UNKNOWN_OPTION = re.compile(
     r"unrecognized arguments: --([^\s=]+)|(?:does not accept option|Option) '(.+?)'"
 )
 NESTED_KEY = re.compile(r'.*Parser key "(?P<key>.+?)":(?P<rest>.*)', re.DOTALL)  # the innermost
+NESTED_VALUE = re.compile(r"""NestedArg\(key='.*?', val=['"]?(.*?)['"]?\)$""")
 NO_CLASS = re.compile(
     r"(dot import path string)|module '\S+' has no attribute '\S+'|No module named '\S+'"
 )
@@ -104,8 +109,22 @@ def unknown_option(key: str, names: Sequence[str], given: Given) -> str:
         return f"{where}: {beside}"
     siblings = {name.rpartition(".")[2] for name in names if name.rpartition(".")[0] == section}
     leaves = [name.rpartition(".")[2] for name in names]
+    deeper = [name for name in class_options(given) if name.endswith(f".{leaf}")]
+    if not section and deeper:
+        return f"{where}: no such option; did you mean {' or '.join(deeper)}?"
     hint = did_you_mean(key, names) or did_you_mean(leaf, siblings) or did_you_mean(leaf, leaves)
     return f"{where}: no such option{hint}"
+
+
+def class_options(given: Given) -> Iterator[str]:
+    """Yield the options of the classes that are given for the model and the data."""
+    settings = list(given_settings(given.layers, given.flags))
+    for section in ("model", "data"):
+        named = (section, f"{section}.class_path")
+        paths = [one.value for one in settings if one.name in named and isinstance(one.value, str)]
+        for kind in classes_of(section) if paths else ():
+            if f".{kind.__module__}.{kind.__qualname__}".endswith(f".{paths[-1]}"):
+                yield from (f"{section}.{name}" for name in inspect.signature(kind).parameters)
 
 
 def explain_type(text: str, option: str) -> str:
@@ -113,14 +132,19 @@ def explain_type(text: str, option: str) -> str:
     if found := re.search(r"arguments are required: (.+)", text):
         return f"missing: {found[1]}"
     came = re.search(r"(?:Got value|Given value): ?(.*)", text)
-    value = came[1] if came else ""
+    value = re.sub(
+        r"NestedArg\(key='.*?', val=['\"]?(.*?)['\"]?\)$", r"\1", came[1] if came else ""
+    )
     if found := NO_CLASS.search(text):
         return no_class(value, option, "" if found[1] else f" ({found[0]})")
+    if problem := import_problem(value):
+        return problem
+    if found := re.search(r"does not correspond to a subclass of (\S+)", text):
+        return f"expected {found[1]}, got {value}"
     subtypes = re.search(r"Subtypes: [\[(](.*)[\])]\n", text)
     kinds = subtypes or re.match(r"Expected an? (.*?)\. Got value", text)
     if kinds is None:
         return text
-    value = re.sub(r"NestedArg\(key='(.*?)'.*", r"its option \1", value)
     return f"expected {type_names(kinds[1])}, got {value or 'nothing'}"
 
 
@@ -130,7 +154,30 @@ def no_class(value: str, option: str, reason: str) -> str:
         value = found[1]
     name = value.rpartition(".")[2]
     known = {one for one in class_names(option) if one != name}
-    return f"no class {value}{reason}{did_you_mean(name, known)}"
+    hint = did_you_mean(name, known)
+    if not hint and name == value:
+        hint = "; a class that is not in the project's package, Lightning or torch needs its path"
+    return f"no class {value}{reason}{hint}"
+
+
+def import_problem(path: str) -> str:
+    """Return why a class path is of no use although its file is there; "" if it is not that."""
+    module = path.rpartition(".")[0]
+    if not re.fullmatch(r"\w+(\.\w+)*", module):
+        return ""
+    try:
+        found = resolve_name(path)
+    except (ImportError, AttributeError):
+        return ""
+    except SyntaxError as error:
+        where = f"{display_path(Path(error.filename or module))}, line {error.lineno}"
+        return f"{path} cannot be imported: {where}: {error.msg}"
+    except Exception as error:  # whatever the module raises
+        return f"{path} cannot be imported: {type(error).__name__}: {error}"
+    bases = [base.__module__ for base in getattr(found, "__mro__", ())]
+    if any(re.match(r"pytorch_lightning(\.|$)", base) for base in bases):
+        return f"expected a class of lightning.pytorch, got {path} of pytorch_lightning"
+    return ""
 
 
 def type_names(kinds: str) -> str:
@@ -142,12 +189,18 @@ def type_names(kinds: str) -> str:
 
 def class_names(option: str) -> Iterator[str]:
     """Yield the names of all classes that an option's `class_path` could mean."""
+    for kind in classes_of(option):
+        yield kind.__name__
+
+
+def classes_of(option: str) -> Iterator[type]:
+    """Yield all classes that an option's `class_path` could mean."""
     every: list[type] = [*BASE_CLASSES.values(), Callback, LRScheduler]
     pending = [BASE_CLASSES[option]] if option in BASE_CLASSES else every
     while pending:
         kind = pending.pop(0)
         pending += kind.__subclasses__()
-        yield kind.__name__
+        yield kind
 
 
 def modules_of(error: BaseException) -> list[str]:

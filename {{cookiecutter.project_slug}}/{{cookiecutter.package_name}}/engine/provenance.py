@@ -53,6 +53,8 @@ def given_settings(
     """Yield all that layers and flags give, the lowest first."""
     for layer in layers:
         for name, value in iter_settings(layer.values, "", in_lists):
+            if name.endswith(".init_args") and value == {}:
+                continue  # says nothing
             yield Setting(name, value, layer.name, layer.from_checkpoint)
     for flag, following in zip(flags, [*flags, ""][1:], strict=True):
         if flag.startswith("--"):

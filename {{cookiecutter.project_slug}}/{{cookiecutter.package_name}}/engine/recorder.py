@@ -7,6 +7,7 @@ import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import GradientAccumulationScheduler, ModelCheckpoint
 from lightning.pytorch.utilities import CombinedLoader
+from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from .checkpoints import best_saving, decide_the_best
 from .files import atomic_write, display_path, git_commit, python_command
@@ -194,4 +195,5 @@ def print_outcome(
     by_id = default_root and (run.checkpoints / "last.ckpt").exists()
     reference = run.id if by_id else shown
     print(f"saved    {shown}")
-    print(f"test     {python_command('test', '--ckpt_path', reference)}")
+    if is_overridden("test_step", trainer.lightning_module):
+        print(f"test     {python_command('test', '--ckpt_path', reference)}")

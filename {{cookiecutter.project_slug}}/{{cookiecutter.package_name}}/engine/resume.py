@@ -25,6 +25,7 @@ from .run import Run, find_run
 
 CHECKPOINT_FLAGS = ("ckpt_path", "init_from", "resume")
 # What Lightning resolves itself: https://lightning.ai/docs/pytorch/stable/common/trainer.html
+OF_THE_RUN = ("best", "last", "hpc")
 LIGHTNING_WORDS = re.compile(r"best|last|hpc|registry(:.*)?|\w+://.*")
 # By these a scheduler, torchrun or a sweep's agent says that it starts a run once more.
 RESTART_VARIABLES = ("SLURM_RESTART_COUNT", "TORCHELASTIC_MAX_RESTARTS", "WANDB_SWEEP_ID")

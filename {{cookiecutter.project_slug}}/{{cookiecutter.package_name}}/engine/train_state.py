@@ -320,7 +320,7 @@ def validation_follows(trainer: Trainer) -> bool:
 
 def restore_random_of(states: dict[str, Any], name: str) -> None:
     """Set the generators of this process to the states of that name, if they are there."""
-    if name in states:
+    if states.get(name):  # none where the epoch began in plain Lightning
         restore_random(states[name])
 
 
