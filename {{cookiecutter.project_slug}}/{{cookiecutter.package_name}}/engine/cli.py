@@ -39,7 +39,13 @@ from .metrics import Divergence, MetricNameCheck, MetricsFile, Summaries
 from .parser import Parser
 from .placeholders import fill_placeholders, without_unmonitored
 from .progress import progress_callback
-from .provenance import differences, print_origins, refuse_redacted
+from .provenance import (
+    differences,
+    display_name,
+    iter_settings,
+    print_origins,
+    refuse_redacted,
+)
 from .recorder import RunRecorder, best_or_last, is_of_this_run, print_outcome
 from .restore import RestoreRun
 from .resume import OF_THE_RUN, CheckpointLayers, find_restart_checkpoint, load_initial_weights
@@ -176,10 +182,13 @@ class CLI(LightningCLI):
             options.default_config_files = list(self.default_config_files)
         words = line.words(with_defaults=not parser.default_env)
         try:
-            self.config = parser.parse_args([line.verb, *words] if self.has_verbs else words)
+            self.config = self._parse(parser, words)
         except ArgumentError as error:
             text = explain(error, options, Given(line.layers, line.flags))
             raise UsageError(text) from error
+
+    def _parse(self, parser: LightningArgumentParser, words: list[str]) -> Namespace:
+        return parser.parse_args([self.command_line.verb, *words] if self.has_verbs else words)
 
     # From the configuration to a run.
 
@@ -218,9 +227,7 @@ class CLI(LightningCLI):
     def _resolved_config(self) -> tuple[dict[str, Any], list[str]]:
         """Return the configuration to record, and lines on what is renamed or differs."""
         line = self.command_line
-        everything = {"skip_unset": False, "skip_link_targets": False}
-        record = json.loads(self.parser.dump(self.config, format="json", **everything))
-        record = self._of_subcommand(record)
+        record = self._as_values(self.config)
         for name in NOT_RECORDED:
             record.pop(name, None)
         if "weights_only" in record:
@@ -233,11 +240,33 @@ class CLI(LightningCLI):
         if line.checkpoint.from_checkpoint:
             differing = differences(record, line.asked_layers, line.flags)
             notes += [f"differs  {difference}" for difference in differing]
+        if line.verb == "fit" and line.checkpoint.mode in ("init_from", "ckpt_path"):
+            notes += self._taken_over(record)
         self.options_parser.without_link_targets(record)
         for name in record["callbacks"].keys() - self.callbacks.keys():
             if record["callbacks"][name] is None:  # a name that nothing would then give a class
                 del record["callbacks"][name]
         return record, notes
+
+    def _as_values(self, config: Namespace) -> dict[str, Any]:
+        everything = {"skip_unset": False, "skip_link_targets": False}
+        values = json.loads(self.parser.dump(config, format="json", **everything))
+        return dict(self._of_subcommand(values))
+
+    def _taken_over(self, record: dict[str, Any]) -> list[str]:
+        """Return a line on what a new run takes from the run of its checkpoint."""
+        line = self.command_line
+        words = line.words(not self.options_parser.default_env, with_checkpoint=False)
+        try:
+            without = dict(iter_settings(self._as_values(self._parse(self.parser, words))))
+        except ArgumentError:
+            return ["taken    from that run: all that no file and no flag gives"]
+        taken = [
+            f"{display_name(name)} {value}"
+            for name, value in iter_settings(record)
+            if without.get(name) != value and name not in self.options_parser.link_targets
+        ]
+        return [f"taken    from that run: {', '.join(taken)}"] if taken else []
 
     def _start_run(self) -> Run:
         """Agree with all ranks on the run's id."""

@@ -97,13 +97,16 @@ class CommandLine:
     def shows_origins(self) -> bool:
         return SHOW_ORIGINS in self.flags
 
-    def words(self, with_defaults: bool = True) -> list[str]:
+    def words(self, with_defaults: bool = True, with_checkpoint: bool = True) -> list[str]:
         """Return what the parser of the subcommand reads.
 
         Args:
             with_defaults: Whether the default files are among them.
+            with_checkpoint: Whether the layers are that a checkpoint brings below the files.
         """
         layers = self.layers if with_defaults else self.asked_layers
+        if not with_checkpoint:
+            layers = [layer for layer in layers if layer not in self.under]
         files = [word for layer in layers for word in ("--config", layer.argument)]
         return [*files, *(flag for flag in self.flags if flag != SHOW_ORIGINS)]
 

@@ -245,5 +245,9 @@ def library_message(error: BaseException, modules: Sequence[str]) -> str:
         kind = lines[0].split()[-1].rstrip(":")
         more = f" (and {len(lines) - 2} more)" if lines[2:] else ""
         return f"the checkpoint does not fit {kind}: {lines[1]}{more}"
+    if lines[0].startswith("loaded state dict ") and modules[-1].startswith("torch.optim"):
+        return f"the optimizer's state does not fit: {lines[0]}; see --init_from"
+    if lines[0].startswith("zip() argument"):
+        return "the checkpoint has another number of optimizers or schedules; see --init_from"
     from_library = bool(modules) and modules[-1].startswith(("lightning.", "fsspec."))
     return str(error) if from_library else ""
