@@ -105,7 +105,8 @@ def test_what_the_model_no_longer_takes_is_left_out_with_a_warning(
 ) -> None:
     old = tmp_path / "old.ckpt"
     content = torch.load(trained / "checkpoints" / "last.ckpt", weights_only=True)
-    content["hyper_parameters"]["vocabulary"] = 100
+    content["hyper_parameters"] |= {"vocabulary": 100, "saved_by_the_model": 3}
+    content["engine"]["config"]["model"]["init_args"]["vocabulary"] = 100
     torch.save(content, old)
     outcome = command(f"test --config @digits --ckpt_path {old} --trainer.logger false")
     assert outcome.code == 0

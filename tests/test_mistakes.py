@@ -64,8 +64,32 @@ FLAGS = {  # after FIT
     "--model odd_duc.model.Classifier": (
         r"no class odd_duc.model.Classifier \(No module named 'odd_duc'\)"
     ),
+    "--model Text": r"--model: no class Text; a class that is not in the project's package, .*path",
+    "--lr 0.1": r"--lr: no such option; did you mean model.lr\?",
+    "--batch_size 3": r"--batch_size: no such option; did you mean data.batch_size\?",
+    "--model mistaken.Outer --model.inner mistaken.Iner": (
+        r"--model.inner: no class mistaken.Iner \(module 'mistaken' has no attribute 'Iner'\)"
+    ),
+    "--model mistaken.Outer --model.inner mistaken.Other": (
+        r"--model.inner: expected Inner, got mistaken.Other"
+    ),
+    "--model mistaken.Outer --model.inner mistaken.Inner --model.inner.sise 3": (
+        r"--model.inner.sise: no such option; did you mean size\?"
+    ),
+    "--model mistaken_syntax.Outer": (
+        r"--model: mistaken_syntax.Outer cannot be imported: \S+mistaken_syntax.py, line 2: inv"
+    ),
+    "--model mistaken_import.Outer": (
+        r"--model: mistaken_import.Outer cannot be imported: ZeroDivisionError: division by zero"
+    ),
+    "--model mistaken_old.Old": (
+        r"--model: expected a class of lightning.pytorch, got mistaken_old.Old of pytorch_lightning"
+    ),
     "--trainer.logger CSVLoger": r"--trainer.logger: no class CSVLoger; did you mean CSVLogger\?",
     # checkpoints
+    "--ckpt_path last": r"--ckpt_path last: run \S+ is new and has no checkpoint; expected a check",
+    "--ckpt_path best": r"--ckpt_path best: run \S+ is new and has no checkpoint; expected a check",
+    "--ckpt_path hpc": r"--ckpt_path hpc: run \S+ is new and has no checkpoint; expected a check",
     "--ckpt_path nowhere": r"--ckpt_path: expected a checkpoint file, RUN or RUN:last, got nowhere",
     # names of metrics
     "--callbacks.checkpoint.monitor val/accu": (
@@ -129,6 +153,37 @@ def assert_one_line(err: str, code: int, expected: str) -> None:
     assert code == 2, err
     assert re.fullmatch(r"error: [^\n]+\n", err), err
     assert re.search(expected, err)
+
+
+FILES_OF_CODE = {
+    "mistaken": """
+from odd_duck.model import Classifier
+
+class Inner:
+    def __init__(self, size: int = 3):
+        pass
+
+class Other:
+    pass
+
+class Outer(Classifier):
+    def __init__(self, inner: Inner, num_classes: int = 10):
+        super().__init__(num_classes=num_classes)
+""",
+    "mistaken_syntax": "import torch\nclass Outer(:\n",
+    "mistaken_import": "1 / 0\nclass Outer: pass\n",
+    # As the package of that name has it, with classes that are not those of lightning.pytorch.
+    "pytorch_lightning": "class LightningModule:\n    pass\n",
+    "mistaken_old": "import pytorch_lightning as pl\n\nclass Old(pl.LightningModule):\n    pass\n",
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def code(command: Commands) -> Iterator[None]:
+    for name, text in FILES_OF_CODE.items():
+        (command.project / f"{name}.py").write_text(text.lstrip())
+    yield
+    sys.modules.pop("pytorch_lightning", None)  # libraries look for it
 
 
 @pytest.mark.parametrize("line", MISTAKES)

@@ -1,5 +1,7 @@
 """A run resumes from any of its checkpoints as if it had not ended, whatever it trains and logs."""
 
+import csv
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -342,3 +344,133 @@ def test_a_run_that_is_ended_within_an_epoch_and_resumed_is_the_run_that_was_not
         assert torch.equal(value, theirs["state_dict"][name]), name
     rows = [row for row in values(first.run) if row in values(reference.run)]
     assert rows == values(reference.run)  # and rows of the end in between
+
+
+OPTIMIZERS = """
+import torch
+from odd_duck.model import Classifier
+
+class Groups(Classifier):
+    def __init__(
+        self, groups: int = 1, frozen: bool = False, several: int = 1, num_classes: int = 10
+    ):
+        super().__init__(num_classes=num_classes)
+        self.groups, self.frozen, self.several = groups, frozen, several
+        self.automatic_optimization = several == 1
+
+    def training_step(self, batch, batch_idx):
+        loss = super().training_step(batch, batch_idx)
+        if self.several > 1:
+            for optimizer in self.optimizers():
+                optimizer.zero_grad()
+            self.manual_backward(loss)
+            for optimizer in self.optimizers():
+                optimizer.step()
+        return loss
+
+    def configure_optimizers(self):
+        kept = [p for name, p in self.named_parameters() if not (self.frozen and "bias" in name)]
+        if self.several > 1:
+            return [torch.optim.Adam(kept[k :: self.several]) for k in range(self.several)]
+        return torch.optim.Adam([{"params": kept[k :: self.groups]} for k in range(self.groups)])
+"""
+
+
+@pytest.fixture(scope="module")
+def of_one_group(command: Commands) -> Path:
+    (command.project / "grouped.py").write_text(OPTIMIZERS.lstrip())
+    run = command(f"{GROUPED} --model grouped.Groups").run
+    assert run is not None
+    return run
+
+
+GROUPED = "fit --config @digits --trainer.limit_train_batches 3 --trainer.logger false"
+GROUPED += " --trainer.max_epochs 1"
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        (
+            "--model.groups 2",
+            "does not fit: loaded state dict has a different number of parameter groups",
+        ),
+        (
+            "--model.frozen true",
+            "does not fit: loaded state dict contains a parameter group that doesn't match",
+        ),
+        ("--model.several 2", "expected Adam, as it was saved, got Adam and Adam"),
+        ("--model Classifier", "expected Adam, as it was saved, got AdamW"),
+    ],
+)
+@pytest.mark.parametrize("way", ["--resume", "--ckpt_path"])
+def test_another_optimizer_is_one_line(
+    way: str, options: str, problem: str, of_one_group: Path, command: Commands, tmp_path: Path
+) -> None:
+    copy = tmp_path / of_one_group.name
+    shutil.copytree(of_one_group, copy)
+    outcome = command(f"fit {way} {copy} --trainer.max_epochs 2 {options}")
+    assert (outcome.code, outcome.err.count("\n")) == (2, 1), outcome
+    said = outcome.err.replace("state does", "state: does")
+    assert f"error: the optimizer's state: {problem}" in said
+    assert "see --init_from" in outcome.err
+    kept = (copy / "checkpoints" / "last.ckpt").read_bytes()
+    assert kept == (of_one_group / "checkpoints" / "last.ckpt").read_bytes()
+
+
+def test_a_new_run_says_what_it_takes_from_the_run_of_its_checkpoint(
+    of_one_group: Path, command: Commands
+) -> None:
+    begun = command(f"fit --init_from {of_one_group.name} --trainer.max_epochs 2")
+    assert begun.code == 0, begun
+    (line,) = [line for line in begun.out.splitlines() if line.startswith("taken ")]
+    assert line == "taken    from that run: all that no file and no flag gives"
+    config = "--config @digits --trainer.max_epochs 2 --model grouped.Groups"
+    begun = command(f"fit {config} --init_from {of_one_group.name}")
+    (line,) = [line for line in begun.out.splitlines() if line.startswith("taken ")]
+    assert line == "taken    from that run: trainer.logger False, trainer.limit_train_batches 3.0"
+
+
+LOGS = '''
+from odd_duck.model import Classifier
+
+class Logs(Classifier):
+    """Logs under any name, by hand too, where a checkpoint follows and where it does not."""
+
+    def log_by_hand(self, name):
+        self.logger.log_metrics({name: self.current_epoch}, step=self.global_step)
+
+    def on_fit_start(self):
+        self.log_by_hand("begins")
+
+    def on_train_epoch_start(self):
+        self.log_by_hand("starts")
+
+    def on_train_epoch_end(self):
+        self.log_by_hand("ends")
+
+    def test_step(self, batch, batch_idx):
+        self.log("test_loss", 1.0)
+'''
+
+
+def test_a_resumed_run_drops_the_rows_that_it_logs_again_and_no_others(command: Commands) -> None:
+    (command.project / "logging_rows.py").write_text(LOGS.lstrip())
+    base = GROUPED.replace("max_epochs 1", "max_epochs 2")
+    line = f"{base} --model logging_rows.Logs --trainer.log_every_n_steps 1"
+    run = command(f"{line} --test_after_fit true").run
+    assert run is not None
+    whole = command(line.replace("max_epochs 2", "max_epochs 4")).run
+    assert whole is not None
+    assert command(f"fit --resume {run} --trainer.max_epochs 4 --test_after_fit false").code == 0
+    table, other = rows(run), rows(whole)
+    assert [row["test_loss"] for row in table if row.get("test_loss")] == ["1.0"]
+    for name in ("starts", "ends", "train/loss", "val/acc"):
+        ours = [(row["step"], row[name]) for row in table if row[name]]
+        assert ours == [(row["step"], row[name]) for row in other if row[name]], name
+    assert len([row for row in table if row["begins"]]) == 2  # each start has logged it
+
+
+def rows(run: Path) -> list[dict[str, str]]:
+    with (run / "metrics.csv").open(newline="") as file:
+        return list(csv.DictReader(file))

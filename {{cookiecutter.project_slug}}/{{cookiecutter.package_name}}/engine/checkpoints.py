@@ -234,10 +234,10 @@ def saved_model_config(about: dict[str, Any], file: Path, given_class: str = "")
     saved.pop("_instantiator", None)
     class_path = saved.pop("_class_path", None)
     config = (about.get("config") or {}).get("model") or {}
+    written = config.get("init_args") or {}
     if class_path is not None:  # else of a function or a fixed class, for which Lightning has none
         untyped = config.get("dict_kwargs", {})  # which a class takes as **kwargs
         options = {name: value for name, value in saved.items() if name not in untyped}
-        written = config.get("init_args") or {}
         for name in set(about.get("omitted", ())) & written.keys():
             options[name] = written[name]  # as the configuration writes it
         config = {**config, "class_path": class_path, "init_args": options}
@@ -250,8 +250,9 @@ def saved_model_config(about: dict[str, Any], file: Path, given_class: str = "")
     accepted = add_arguments(ArgumentParser(), import_object(config["class_path"]))
     # A link to an option that the class never had leaves null.
     given = {name for name, value in options.items() if value is not None}
-    was_option = (about.get("config") or {}).get("model", {}).get("init_args") or {}
-    gone = sorted((given - accepted) & was_option.keys())  # else a model saved it by itself
+    gone = sorted(given - accepted)
+    if about.get("config"):  # it says what were options; a model may save others by itself
+        gone = [name for name in gone if name in written]
     if gone:
         problem = f"the model no longer takes {', '.join(gone)}"
         rank_zero_only(warn_user)(f"{problem}, which {display_path(file)} has")
