@@ -1,6 +1,10 @@
 """What `predict` leaves: what the model returns for each sample, once and in order."""
 
 import csv
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -29,7 +33,7 @@ class Returns(Classifier):
         super().__init__(num_classes=num_classes)
         self.kind = kind
 
-    def predict_step(self, batch, batch_idx):
+    def predict_step(self, batch, batch_idx, dataloader_idx=0):
         images = batch[0] if isinstance(batch, list | tuple) else batch["image"]
         first = images[:, 0, 2, 3]
         return {
@@ -337,3 +341,109 @@ def test_a_file_of_samples_may_be_asked_for(command: Commands, trained: str) -> 
     assert outcome.run is not None
     found = torch.load(outcome.run / "scores.pt", weights_only=True)
     assert found[359]["prediction"].shape == (10,)
+
+
+RANKS = '''
+"""Loaders that ranks share in each way."""
+
+import torch
+from odd_duck.data import Digits, Images
+from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, WeightedRandomSampler
+
+
+class Stream(IterableDataset):
+    """Each rank reads its own part."""
+
+    def __init__(self, images):
+        self.images = images
+
+    def __iter__(self):
+        several = torch.distributed.is_initialized()
+        rank, ranks = (torch.distributed.get_rank(), 2) if several else (0, 1)
+        places = range(rank, len(self.images), ranks)
+        return ((self.images[k][0], self.images[k][1]) for k in places)
+
+
+class Kinds(Digits):
+    def __init__(self, kind: str = "plain", batch_size: int = 8):
+        super().__init__(batch_size)
+        self.kind = kind
+
+    def images(self, count):
+        return Images(*self.test[:count])
+
+    def predict_dataloader(self):
+        options = {"batch_size": 8, "collate_fn": tuple}
+        images = self.images(101)
+        several = torch.distributed.is_initialized()
+        if self.kind == "distributed":
+            sampler = DistributedSampler(images, shuffle=False) if several else None
+            return DataLoader(images, sampler=sampler, **options)
+        if self.kind == "drawn":
+            generator = torch.Generator().manual_seed(1)
+            sampler = WeightedRandomSampler([1.0] * 101, 150, generator=generator)
+            return DataLoader(images, sampler=sampler, **options)
+        if self.kind == "stream":
+            return DataLoader(Stream(images), batch_size=8)
+        if self.kind == "one sample":
+            return DataLoader(self.images(1), **options)
+        if self.kind == "two":
+            return [DataLoader(images, **options), DataLoader(self.images(5), **options)]
+        return DataLoader(images, **options)
+'''
+
+
+def predicted(run: Path) -> list[dict[str, Any]]:
+    if (run / "predictions.csv").exists():
+        with (run / "predictions.csv").open(newline="") as stream:
+            return list(csv.DictReader(stream))
+    found = torch.load(run / "predictions.pt", weights_only=True)
+    return [{name: torch.as_tensor(one).tolist() for name, one in row.items()} for row in found]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "returns", "options"),
+    [
+        ("plain", "regression", ""),
+        ("plain", "maps", ""),
+        ("plain", "regression", "--trainer.use_distributed_sampler false"),
+        ("distributed", "regression", ""),
+        ("drawn", "regression", ""),
+        ("stream", "maps", ""),
+        ("one sample", "maps", ""),
+        ("two", "regression", ""),
+    ],
+)
+def test_two_ranks_leave_what_one_leaves(
+    kind: str, returns: str, options: str, trained: str, command: Commands
+) -> None:
+    (command.project / "predicting_ranks.py").write_text(RANKS.lstrip())
+    line = f"predict --ckpt_path {trained} --trainer.logger false --trainer.accelerator cpu".split()
+    line += f"--model predicting.Returns --model.kind {returns} {options}".split()
+    line += ["--data", "predicting_ranks.Kinds", "--data.kind", kind]
+    alone = command([*line, "--trainer.devices", "1"])
+    assert alone.code == 0, alone
+    assert alone.run is not None
+    name = f"ranks-{kind}-{returns}-{len(options)}".replace(" ", "-")
+    env = {**os.environ, "RUNS_ROOT": str(command.runs), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "main.py", *line, "--trainer.devices", "2", "--run_id", name],
+        cwd=command.project,
+        env=env,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == 0, done
+    ours, expected = predicted(command.runs / name), predicted(alone.run)
+    if kind == "stream":  # each rank's own part, one after the other in each batch
+        for rows in (ours, expected):
+            for row in rows:
+                del row["index"]
+            rows.sort(key=str)
+    assert ours == expected
+    assert {file.name for file in (command.runs / name).iterdir()} <= {
+        *(".lock", "config.yaml", "predictions.csv", "predictions.pt")
+    }

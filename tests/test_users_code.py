@@ -1,5 +1,6 @@
 """What a team writes works as in plain Lightning: no right name is refused, no call fails."""
 
+import copy
 import csv
 import re
 from collections.abc import Iterator
@@ -317,6 +318,28 @@ def test_another_checkpoint_serves_where_callbacks_checkpoint_is_null(command: C
     assert "best     by val/other of a ModelCheckpoint that is not callbacks.checkpoint" in (
         outcome.out
     )
+
+
+def test_what_stands_in_for_a_wandb_run_takes_what_a_run_takes_and_pretends_no_value(
+    command: Commands,
+) -> None:
+    from odd_duck.engine.distributed import DUMMY_RUN as run
+
+    assert "lr" not in run.config
+    assert [*run.config] == [*run.config.keys()] == [*run.summary.items()] == []
+    assert dict(run.config) == {}
+    assert len(run.summary) == 0
+    assert run.config.get("lr", 3) == 3
+    run.config.update({"lr": 1}, allow_val_change=True)
+    run.summary["best"] = 1
+    run.tags += ("new",)
+    del run.summary["best"]
+    with run as same:
+        same.log({"a": 1}, step=run.step + 1)
+    assert not run.step > 3
+    assert f"{run.name:>10}{run.step:03d}" == ""
+    run.watch(1).unwatch().define_metric("a").x = 3
+    assert copy.deepcopy(run) is run
 
 
 def test_a_checkpoint_that_a_model_brings_replaces_ours_as_in_stock(command: Commands) -> None:

@@ -289,6 +289,14 @@ class DummyRun:
     def __len__(self) -> int:
         return 0
 
+    def __lt__(self, other: Any) -> bool:
+        return False
+
+    __le__ = __gt__ = __ge__ = __lt__
+
+    def __format__(self, spec: str) -> str:
+        return ""
+
     def __bool__(self) -> bool:
         return True
 
