@@ -244,7 +244,6 @@ def test_each_silenced_message_would_still_be_shown(trained: Trained, person: Pe
         "Be aware that when using `ckpt_path`, callbacks used",
         "does not have many workers",
         "You're resuming from a checkpoint that ended before the epoch ended",
-        "is called with Trainer configured with multiple",
         "The dirpath has changed",
         "exists and is not empty",
         "The `srun` command is available",

@@ -22,8 +22,8 @@ BLOCK = 1 << 16  # bytes
 class MetricsLog:
     """Appends rows to `metrics.jsonl`, a line of JSON each, whatever their names are.
 
-    Beside its values a row has `_row`, a number that no other row has, `_stage`, the command that
-    logged it, and `_step`, the number of training steps before it.
+    Beside its values a row has `_row`, a number that grows from row to row, `_stage`, the command
+    that logged it, and `_step`, the number of training steps before it.
 
     Args:
         folder: The run's folder.
@@ -83,15 +83,12 @@ class MetricsLog:
     def keep(self, stays: Callable[[dict[str, Any]], bool]) -> None:
         """Drop the rows for which `stays` is false."""
         self.open()
-        next_row = self.next_row
         self.close()
         rows = list(map(stays, read_rows(self.file)))
         if not all(rows):
             with self.file.open("rb") as lines, atomic_write(self.file) as part:
                 write_lines(part, compress(lines, rows))
             self._table_is_old = True
-        self.open()
-        self.next_row = next_row
 
     def _undo(self) -> None:
         with suppress(OSError):  # it tries to write what is left

@@ -11,6 +11,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from .checkpoints import best_saving, decide_the_best
 from .files import atomic_write, display_path, git_commit, python_command
+from .metrics import MetricsFile
 from .run import Run
 from .version import __version__
 from .wandb_logger import RunWandbLogger
@@ -76,7 +77,7 @@ class RunRecorder(Callback):
             "best": Path(saving.best_model_path).name or None if saving else None,
             "monitor": saving and saving.monitor,
             "score": None if score is None else float(score),
-            "rows": next((one.next_row for one in trainer.loggers if hasattr(one, "next_row")), 0),
+            "rows": sum(one.next_row for one in trainer.loggers if isinstance(one, MetricsFile)),
         }
 
     def write_config(self) -> None:

@@ -11,6 +11,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from .errors import UsageError, warn_user
 from .lightning_internals import is_tuner_restoring, steps_in_checkpoint
+from .metrics import MetricsFile
 from .readable import upgrade_checkpoint
 from .run import Run
 from .wandb_logger import RunWandbLogger
@@ -100,9 +101,9 @@ class RestoreRun(Callback):
         apply_new_optimizer_options(trainer, before, now, checkpoint)
 
 
-def metrics_files(trainer: Trainer) -> list[Any]:
+def metrics_files(trainer: Trainer) -> list[MetricsFile]:
     """Return those loggers whose rows a resumed run must not repeat."""
-    return [logger for logger in trainer.loggers if hasattr(logger, "drop_rows")]
+    return [logger for logger in trainer.loggers if isinstance(logger, MetricsFile)]
 
 
 def first_step_to_log(checkpoint: dict[str, Any]) -> int:

@@ -28,7 +28,6 @@ SILENCED_WARNINGS = (
     r"The dirpath has changed",  # a new run that begins at another's checkpoint has its own best
     r".*does not have many workers",  # data in memory needs none
     r"You're resuming from a checkpoint that ended before the epoch ended",  # ours is exact
-    r"`\.\w+\(ckpt_path=\"best\"\)` is called with Trainer configured with multiple",
 )
 QUIET = {"WANDB_SILENT": "true", "WANDB_ERROR_REPORTING": "false"}  # the screen's lines are ours
 
