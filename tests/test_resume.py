@@ -471,6 +471,24 @@ def test_a_resumed_run_drops_the_rows_that_it_logs_again_and_no_others(command: 
     assert len([row for row in table if row["begins"]]) == 2  # each start has logged it
 
 
+@pytest.mark.parametrize("reader", ["test", "load", "sync"])
+def test_whatever_reads_a_killed_run_writes_its_table(
+    reader: str, of_one_group: Path, command: Commands, tmp_path: Path
+) -> None:
+    from odd_duck.engine import load
+
+    killed = command.runs / f"killed-{reader}"
+    shutil.copytree(of_one_group, killed)
+    (killed / "metrics.csv").unlink()
+    if reader == "test":
+        assert command(f"test --ckpt_path {killed.name} --trainer.logger false").code == 0
+    elif reader == "load":
+        load(str(killed))
+    else:
+        command(f"sync {killed.name}")
+    assert rows(killed) == rows(of_one_group)
+
+
 def rows(run: Path) -> list[dict[str, str]]:
     with (run / "metrics.csv").open(newline="") as file:
         return list(csv.DictReader(file))
