@@ -7,11 +7,13 @@ are wanted are one list in docs/decisions.md; none of them is among these cases.
 
 import json
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch.callbacks
 import pytest
+import torch
 from command import Commands, Outcome
 from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.cli import LightningCLI
@@ -285,6 +287,14 @@ OURS += " --callbacks.checkpoint null --callbacks.last_checkpoint null"
 OURS += " --callbacks.early_stopping null --callbacks.summaries null"
 # The default that may end a training, and the one whose values are beside the model's.
 DEFAULTS = "--callbacks.early_stopping null --callbacks.lr_monitor null"
+
+
+@pytest.fixture(autouse=True)
+def alone() -> Iterator[None]:
+    """Ends the process group that DDP leaves in this process."""
+    yield
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 @pytest.fixture(scope="module")

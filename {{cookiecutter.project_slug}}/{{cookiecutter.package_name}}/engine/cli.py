@@ -328,8 +328,9 @@ class CLI(LightningCLI):
         first = [state, saves, self.restore, self.recorder, *own]
         if self.command_line.verb == "fit":
             named = self.named_callbacks
-            if isinstance(named.get("checkpoint"), ModelCheckpoint):
-                decide_the_best(named["checkpoint"])
+            best = named.get("checkpoint")
+            if isinstance(best, ModelCheckpoint):
+                decide_the_best(best)
             check = MetricNameCheck(named, self.monitor)
             return [*first, check, *named.values()]
         file = self._of_subcommand(self.config_init).get("predictions")

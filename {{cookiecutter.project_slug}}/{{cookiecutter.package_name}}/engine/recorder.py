@@ -196,5 +196,6 @@ def print_outcome(
     by_id = default_root and (run.checkpoints / "last.ckpt").exists()
     reference = run.id if by_id else shown
     print(f"saved    {shown}")
-    if is_overridden("test_step", trainer.lightning_module):
+    module: Any = getattr(trainer, "lightning_module", None) or trainer.model  # or of a Fabric loop
+    if is_overridden("test_step", module):
         print(f"test     {python_command('test', '--ckpt_path', reference)}")
