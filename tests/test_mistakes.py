@@ -64,7 +64,7 @@ FLAGS = {  # after FIT
     "--model odd_duc.model.Classifier": (
         r"no class odd_duc.model.Classifier \(No module named 'odd_duc'\)"
     ),
-    "--model Zyxwv": r"--model: no class Zyxwv; a class that is not in the project's package, .*path",
+    "--model Zyxwv": r"--model: no class Zyxwv; a class that is not in .*path",
     "--lr 0.1": r"--lr: no such option; did you mean model.lr\?",
     "--batch_size 3": r"--batch_size: no such option; did you mean data.batch_size\?",
     "--model mistaken.Outer --model.inner mistaken.Iner": (
