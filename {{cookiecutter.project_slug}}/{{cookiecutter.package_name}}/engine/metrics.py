@@ -97,7 +97,7 @@ class MetricsFile(DummyLogger):
             rows_before: What `next_row` was before this start logged anything.
         """
         first_row = 0 if first_row is None else first_row
-        rows_before = self.rows.next_row if rows_before is None else rows_before
+        rows_before = self.next_row if rows_before is None else rows_before
 
         def stays(row: dict[str, Any]) -> bool:
             # Within an epoch, Lightning saves before it logs the values of that step.
