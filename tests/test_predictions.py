@@ -188,7 +188,8 @@ def samples(outcome: Outcome) -> list[dict[str, Any]]:
     assert outcome.run is not None
     assert {file.name for file in outcome.run.glob("pred*")} == {"predictions.pt"}
     assert 'read     torch.load("predictions.pt", mmap=True, weights_only=True)\n' in outcome.out
-    return torch.load(outcome.run / "predictions.pt", mmap=True, weights_only=True)
+    file = outcome.run / "predictions.pt"
+    return list(torch.load(file, mmap=True, weights_only=True))
 
 
 def images_of_test() -> torch.Tensor:
@@ -231,6 +232,7 @@ def test_what_is_no_table_is_a_file_sample_by_sample(
     assert "predictions.pt, 360 samples\n" in outcome.out
     assert [one["index"] for one in found] == list(range(360))
     assert torch.equal(torch.stack([one["prediction"] for one in found]), images)
+    assert outcome.run is not None
     assert len((outcome.run / "predictions.pt").read_bytes()) < 3 * images.nbytes
 
 
