@@ -19,6 +19,7 @@ import sys
 import termios
 import time
 import wave
+from collections import defaultdict
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -122,6 +123,10 @@ def project(bake: Bake, tmp_path: Path, two_runs: list[Path]) -> Project:
 
 
 def table(run: Path) -> list[dict[str, str]]:
+    if not (run / "metrics.csv").exists():  # it trains, or was killed
+        text = (run / "metrics.jsonl").read_text().rpartition("\n")[0]
+        rows = map(json.loads, text.splitlines())
+        return [defaultdict(str, {name: str(row[name]) for name in row}) for row in rows]
     with (run / "metrics.csv").open(newline="") as file:
         return [*csv.DictReader(file)]
 
