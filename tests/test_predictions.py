@@ -36,6 +36,8 @@ class Returns(Classifier):
     def predict_step(self, batch, batch_idx, dataloader_idx=0):
         images = batch[0] if isinstance(batch, list | tuple) else batch["image"]
         first = images[:, 0, 2, 3]
+        if self.kind == "fails" and batch_idx == 3:
+            raise ValueError("of the user")
         return {
             "column": lambda: first[:, None],
             "values": lambda: first.double(),
@@ -51,6 +53,7 @@ class Returns(Classifier):
             "object": lambda: [Box(float(value)) for value in first],
             "sum": lambda: images.sum(),
             "none": lambda: None,
+            "fails": lambda: images,
         }[self.kind]()
 
 class Named(NamedTuple):
@@ -274,6 +277,19 @@ def test_what_only_trust_reads_is_there_and_the_line_says_how(
     assert outcome.run is not None
     found = torch.load(outcome.run / "predictions.pt", weights_only=False)
     assert found[5]["prediction"].value == images_of_test()[5, 0, 2, 3]
+
+
+def test_an_error_leaves_no_parts(
+    command: Commands, trained: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from odd_duck.engine import prediction_parts
+
+    monkeypatch.setattr(prediction_parts, "PART_BYTES", 1000)  # a part for each batch
+    options = "--model predicting.Returns --model.kind fails --data predicting.Kinds"
+    outcome = predict(command, trained, f"{options} --data.kind plain")
+    assert (outcome.code, str(outcome.error)) == (1, "of the user")
+    assert outcome.run is not None
+    assert not [*outcome.run.glob("pred*")]
 
 
 def test_a_column_says_what_the_batch_carries_under_id(command: Commands, trained: str) -> None:

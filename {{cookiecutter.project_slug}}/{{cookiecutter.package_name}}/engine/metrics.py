@@ -49,9 +49,8 @@ class MetricsFile(DummyLogger):
         self.is_only_one = is_only_one
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(
-            state
-        )  # a launcher copies it to another process; DummyLogger ignores that
+        # A launcher copies it to another process; DummyLogger ignores that.
+        vars(self).update(state)
 
     def __bool__(self) -> bool:
         return not self.is_only_one

@@ -43,6 +43,7 @@ class PredictionWriter(BasePredictionWriter):
     def __init__(self, file: str | Path) -> None:
         super().__init__("batch")
         self.file = Path(file)
+        self.parts: Parts | None = None
         if self.file.suffix not in (self.suffix, SAMPLES):
             expected = f"expected a name that ends in {self.suffix} or {SAMPLES}"
             raise UsageError(f"predictions: {expected}, got {self.file.name}")
@@ -76,9 +77,11 @@ class PredictionWriter(BasePredictionWriter):
         predicted = Batch(*place, index, None, self.plain(prediction))
         predicted.id = ids_of(batch, self.plain, predicted.rows)
         self.kind.add(predicted)
+        assert self.parts is not None
         self.parts.add(predicted)
 
     def on_predict_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert self.parts is not None
         self.parts.write()
         self.kind.others |= self.plain.others
         kinds: list[Any] = [(self.kind, self.parts.written)]
@@ -86,15 +89,21 @@ class PredictionWriter(BasePredictionWriter):
             kinds = kinds * trainer.world_size
             torch.distributed.all_gather_object(kinds, (self.kind, self.parts.written))
         if trainer.is_global_zero:
-            self._write(trainer, kinds)
+            self._write(trainer, self.parts, kinds)
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        if trainer.is_global_zero and self.parts is not None:
+            self.parts.remove()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if trainer.is_global_zero:
+        if trainer.is_global_zero and self.parts is not None:
             self.parts.remove()
         if trainer.predict_loop.skip and trainer.is_global_zero:
             print("predict  no data; nothing is written")
 
-    def _write(self, trainer: Trainer, kinds: list[tuple[Kind, int]]) -> None:
+    def _write(self, trainer: Trainer, parts: Parts, kinds: list[tuple[Kind, int]]) -> None:
         kind = Kind(
             batches=sum(one.batches for one, _ in kinds),
             columns=set().union(*(one.columns for one, _ in kinds)),
@@ -104,7 +113,7 @@ class PredictionWriter(BasePredictionWriter):
         if not kind.batches:
             print("predict  predict_step returned nothing; nothing is written")
             return
-        streams = [self.parts.read(rank, files) for rank, (_, files) in enumerate(kinds)]
+        streams = [parts.read(rank, files) for rank, (_, files) in enumerate(kinds)]
         merged = Merged(streams, list(map(sharing_of, loaders_of(trainer))))
         self.file.parent.mkdir(parents=True, exist_ok=True)
         if kind.is_table and self.file.suffix == self.suffix:

@@ -16,7 +16,7 @@ from .files import PROJECT
 
 @dataclass(frozen=True)
 class Run:
-    """One run; its folder `root/id` holds config.yaml, checkpoints/, metrics.csv and wandb/."""
+    """One run; its folder `root/id` has config.yaml, checkpoints/, metrics.* and wandb/."""
 
     id: str
     root: Path
