@@ -59,9 +59,11 @@ def io(engine: Callable[[str], Any]) -> Iterator[Any]:
     made.teardown()
 
 
-def content(step: int = 1, fill: float = 1.0, sparse: bool = False) -> dict[str, Any]:
+def content(
+    step: int = 1, fill: float = 1.0, sparse: bool = False, size: int = LARGE
+) -> dict[str, Any]:
     """Return what a checkpoint may hold, of every kind of tensor."""
-    shared = torch.full((LARGE,), fill)
+    shared = torch.full((size,), fill)
     state = OrderedDict(
         large=shared,
         part=shared[100:200],
@@ -275,22 +277,40 @@ def test_what_cannot_be_written_ends_the_queue_and_is_said_once(io: Any, tmp_pat
     assert later.exists()
 
 
+@pytest.mark.parametrize("size", [LARGE, 1000])  # small ones do not wait for those before them
+@pytest.mark.parametrize("changing", [True, False])
 def test_a_logger_is_told_of_a_file_before_the_next_save_removes_it(
-    io: Any, slow: threading.Event, tmp_path: Path
+    size: int, changing: bool, io: Any, slow: threading.Event, tmp_path: Path
 ) -> None:
     told: list[tuple[str, bool]] = []
-    files = [tmp_path / f"{number}.ckpt" for number in range(3)]
+    files = [tmp_path / f"{number}.ckpt" for number in range(5)]
     threading.Timer(0.3, slow.set).start()
     for number, file in enumerate(files):
         with io.in_background():
-            io.save_checkpoint(content(number, float(number)), file)
+            io.save_checkpoint(content(number, float(number), size=size), file)
             io.tell(lambda path: told.append((path.name, path.exists())), file)
             if number:
                 io.remove_checkpoint(files[number - 1])
+            fill = number + 10.0 * (changing and number % 2)  # as if they were averages
+            io.save_checkpoint(content(number, fill, size=size), tmp_path / "last.ckpt")
+        time.sleep(0.1)  # the training goes on
         io.begin_writing()
     io.finish_writing()
-    assert told == [("0.ckpt", True), ("1.ckpt", True), ("2.ckpt", True)]
-    assert [file.name for file in tmp_path.iterdir()] == ["2.ckpt"]
+    assert told == [(file.name, True) for file in files]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["4.ckpt", "last.ckpt"]
+
+
+def test_a_file_that_is_written_again_before_it_was_removed_stays(io: Any, tmp_path: Path) -> None:
+    for number in range(2):
+        with io.in_background():
+            io.save_checkpoint(content(number), tmp_path / "last.ckpt")
+            io.save_checkpoint(content(number), tmp_path / "other.ckpt")
+            io.remove_checkpoint(tmp_path / "best.ckpt")
+            io.save_checkpoint(content(number, size=1000), tmp_path / "best.ckpt")
+            io.save_checkpoint(content(number, 2.0), tmp_path / "last.ckpt")
+        io.begin_writing()
+    io.finish_writing()
+    assert (tmp_path / "best.ckpt").exists()
 
 
 # The engine's record.

@@ -149,7 +149,12 @@ class BackgroundCheckpointIO(TorchCheckpointIO):
             self.settle()
 
     def remove_checkpoint(self, path: Any) -> None:
-        """Remove a file once what was asked for before is in its place."""
+        """Remove a file once what was asked for before is in its place.
+
+        On a slow disk it may not have been written yet: that is waited for, and loggers are told.
+        """
+        if self._writer is not None and self._writer.holds(Path(str(path))):
+            self.settle()
         if self._writer is None or self._writer.is_idle or "://" in str(path):
             super().remove_checkpoint(path)
         else:

@@ -72,8 +72,9 @@ class CheckpointWriter:
     # What the training asks for.
 
     def write(self, path: Path, content: dict[str, Any], record: dict[str, Any]) -> Job:
-        """Hold a checkpoint that is to be written."""
+        """Hold a checkpoint that is to be written; a removal of the same file is not done then."""
         self.asked += 1
+        self.held = [job for job in self.held if not is_removal_of(path, job)]
         job = Job([self.asked], [path], content, record)
         self.held.append(job)
         return job
@@ -90,11 +91,12 @@ class CheckpointWriter:
             job.paths = [*(path for path in other.paths if path not in job.paths), *job.paths]
             job.tickets = [*other.tickets, *job.tickets]
 
-    def release(self, waits_for_rows: bool = True) -> None:
+    def release(self, waits_for_rows: bool = True, removes: bool = True) -> None:
         """Have what is held done: first the writing, then the removing.
 
         Args:
             waits_for_rows: Whether files take their place after what is logged by now.
+            removes: Whether to remove files too; else their removal is held on.
         """
         if self.error:
             self.held = []
@@ -102,14 +104,12 @@ class CheckpointWriter:
             return
         may_be_placed = self.mark() if waits_for_rows else lambda: True
         writing = [job for job in self.held if not isinstance(job, Removal)]
-        written = {path for job in writing for path in job.paths}
-        removing = [job for job in self.held if isinstance(job, Removal)]
+        removing: list[Job] = [job for job in self.held if isinstance(job, Removal)]
         for job in writing:
             job.may_be_placed = may_be_placed
-        jobs = [*writing, *(job for job in removing if job.paths[0] not in written)]
-        self.held = []
+        self.held = [] if removes else removing
         with self.change:
-            self.queue += jobs
+            self.queue += [*writing, *removing] if removes else writing
             self.change.notify_all()
         if self.thread is None:
             self.thread = Thread(target=self._work, name="checkpoints", daemon=True)
@@ -119,6 +119,10 @@ class CheckpointWriter:
     def is_idle(self) -> bool:
         """Whether nothing is left to do."""
         return not (self.held or self.queue)
+
+    def holds(self, path: Path) -> bool:
+        """Return True if a file that is to be written is not released."""
+        return any(path in job.paths for job in self.held if not isinstance(job, Removal))
 
     def knows(self, path: Path) -> bool:
         """Return True if a file is still to be written or removed."""
@@ -133,8 +137,8 @@ class CheckpointWriter:
         return min(open_tickets, default=self.asked + 1) - 1
 
     def wait_until_written(self) -> None:
-        """Wait until no content is needed any more; what is held is released."""
-        self.release()
+        """Wait until no content is needed any more; all that is held is released but removals."""
+        self.release(removes=False)
         with self.change:
             self.change.wait_for(lambda: not any(job.content for job in self.queue))
 
@@ -237,6 +241,10 @@ class CheckpointWriter:
 @dataclass(eq=False)
 class Removal(Job):
     remove: Callable[[Path], None] = Path.unlink
+
+
+def is_removal_of(path: Path, job: Job) -> bool:
+    return isinstance(job, Removal) and path in job.paths
 
 
 class Pieces:
