@@ -300,6 +300,26 @@ def test_a_logger_is_told_of_a_file_before_the_next_save_removes_it(
     assert sorted(file.name for file in tmp_path.iterdir()) == ["4.ckpt", "last.ckpt"]
 
 
+def test_only_what_was_asked_for_since_the_last_step_is_dropped(
+    io: Any, slow: threading.Event, tmp_path: Path
+) -> None:
+    told: list[str] = []
+    files = [tmp_path / f"{number}.ckpt" for number in range(3)]
+    for number, file in enumerate(files):
+        with io.in_background():
+            io.save_checkpoint(content(number, size=1000), file)
+            io.tell(told.append, file.name)
+            if number:
+                io.remove_checkpoint(files[number - 1])
+        if number < 2:
+            io.begin_writing()
+    io.drop_held()
+    slow.set()
+    io.finish_writing()
+    assert told == ["0.ckpt", "1.ckpt"]
+    assert [file.name for file in tmp_path.iterdir()] == ["1.ckpt"]
+
+
 def test_a_file_that_is_written_again_before_it_was_removed_stays(io: Any, tmp_path: Path) -> None:
     for number in range(2):
         with io.in_background():

@@ -36,6 +36,7 @@ class BackgroundCheckpointIO(TorchCheckpointIO):
         self._writer: CheckpointWriter | None = None
         self._host: HostCopy | None = None
         self._untold: list[tuple[int, Callable[[], None]]] = []  # by what has to be done before
+        self._begun = 0  # what had been asked for at the last step's start
 
     @property
     def writer(self) -> CheckpointWriter:
@@ -102,6 +103,8 @@ class BackgroundCheckpointIO(TorchCheckpointIO):
     def begin_writing(self) -> None:
         """Tell loggers what is there, and write what is held.
 
+        A file is not removed before loggers have been told of it.
+
         Raises:
             RunError: If something could not be written.
         """
@@ -109,20 +112,18 @@ class BackgroundCheckpointIO(TorchCheckpointIO):
             return
         self._writer.raise_error()
         self._tell_loggers()
-        held = [number for job in self._writer.held for number in job.tickets]
-        # What is held may remove a file that a logger is still to be told of.
-        if held and all(ticket >= min(held) for ticket, _ in self._untold):
-            self._writer.release()
+        self._begun = self._writer.asked
+        first = self._writer.first_removal
+        self._writer.release(removes=all(ticket > first for ticket, _ in self._untold))
 
     def drop_held(self) -> None:
         """Leave files as they are: neither write nor remove what was asked for since the last step.
 
         Loggers are not told of it.
         """
-        if self._writer is not None and self._writer.held:
-            first = min(number for job in self._writer.held for number in job.tickets)
-            self._untold = [(ticket, tell) for ticket, tell in self._untold if ticket < first]
-            self._writer.held = []
+        if self._writer is not None:
+            self._untold = [entry for entry in self._untold if entry[0] <= self._begun]
+            self._writer.drop_after(self._begun)
 
     def finish_writing(self) -> None:
         """Wait until all that was asked for is there, and tell loggers.
@@ -149,12 +150,7 @@ class BackgroundCheckpointIO(TorchCheckpointIO):
             self.settle()
 
     def remove_checkpoint(self, path: Any) -> None:
-        """Remove a file once what was asked for before is in its place.
-
-        On a slow disk it may not have been written yet: that is waited for, and loggers are told.
-        """
-        if self._writer is not None and self._writer.holds(Path(str(path))):
-            self.settle()
+        """Remove a file once what was asked for before is in its place."""
         if self._writer is None or self._writer.is_idle or "://" in str(path):
             super().remove_checkpoint(path)
         else:
@@ -207,7 +203,7 @@ class BackgroundCheckpointIO(TorchCheckpointIO):
         finally:
             self._writer.end()
             self._writer = self._host = None
-            self._untold = []
+            self._untold, self._begun = [], 0
 
     def _end(self, error: BaseException | None) -> None:
         writer = self.writer

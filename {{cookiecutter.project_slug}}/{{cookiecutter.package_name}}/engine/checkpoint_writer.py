@@ -84,6 +84,10 @@ class CheckpointWriter:
         self.asked += 1
         self.held.append(Removal([self.asked], [path], remove=remove))
 
+    def drop_after(self, ticket: int) -> None:
+        """Neither write nor remove what is held and was asked for after a number."""
+        self.held = [job for job in self.held if min(job.tickets) <= ticket]
+
     def take_over(self, job: Job, others: list[Job]) -> None:
         """Have a job write what others that are held would write, under their names too."""
         for other in others:
@@ -116,13 +120,15 @@ class CheckpointWriter:
             self.thread.start()
 
     @property
+    def first_removal(self) -> int:
+        """The number of the first removal that is held; 0 without one."""
+        removals = [job for job in self.held if isinstance(job, Removal)]
+        return min((number for job in removals for number in job.tickets), default=0)
+
+    @property
     def is_idle(self) -> bool:
         """Whether nothing is left to do."""
         return not (self.held or self.queue)
-
-    def holds(self, path: Path) -> bool:
-        """Return True if a file that is to be written is not released."""
-        return any(path in job.paths for job in self.held if not isinstance(job, Removal))
 
     def knows(self, path: Path) -> bool:
         """Return True if a file is still to be written or removed."""
@@ -157,6 +163,7 @@ class CheckpointWriter:
         with self.change:
             failed, self.error = self.error, None
         if failed:
+            self.held = []  # no older file is removed
             path, error = failed
             reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
             problem = f"{display_path(path)} cannot be written, and is as it was: {reason}"
