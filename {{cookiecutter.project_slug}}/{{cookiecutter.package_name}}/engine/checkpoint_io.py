@@ -1,5 +1,6 @@
 """Writing and reading one checkpoint file."""
 
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -113,8 +114,8 @@ class BackgroundCheckpointIO(TorchCheckpointIO):
         self._writer.raise_error()
         self._tell_loggers()
         self._begun = self._writer.asked
-        first = self._writer.first_removal
-        self._writer.release(removes=all(ticket > first for ticket, _ in self._untold))
+        tickets = [ticket for ticket, _ in self._untold]
+        self._writer.release(removes_until=min(tickets, default=math.inf))
 
     def drop_held(self) -> None:
         """Leave files as they are: neither write nor remove what was asked for since the last step.

@@ -1,5 +1,6 @@
 """Writes and removes checkpoints in a thread, in the order in which that was asked for."""
 
+import math
 import os
 import shutil
 import time
@@ -95,12 +96,12 @@ class CheckpointWriter:
             job.paths = [*(path for path in other.paths if path not in job.paths), *job.paths]
             job.tickets = [*other.tickets, *job.tickets]
 
-    def release(self, waits_for_rows: bool = True, removes: bool = True) -> None:
+    def release(self, waits_for_rows: bool = True, removes_until: float = math.inf) -> None:
         """Have what is held done: first the writing, then the removing.
 
         Args:
             waits_for_rows: Whether files take their place after what is logged by now.
-            removes: Whether to remove files too; else their removal is held on.
+            removes_until: Removals that were asked for after this number are held on.
         """
         if self.error:
             self.held = []
@@ -108,22 +109,17 @@ class CheckpointWriter:
             return
         may_be_placed = self.mark() if waits_for_rows else lambda: True
         writing = [job for job in self.held if not isinstance(job, Removal)]
-        removing: list[Job] = [job for job in self.held if isinstance(job, Removal)]
+        others = [job for job in self.held if isinstance(job, Removal)]
+        removing = [job for job in others if job.tickets[0] <= removes_until]
         for job in writing:
             job.may_be_placed = may_be_placed
-        self.held = [] if removes else removing
+        self.held = [job for job in others if job not in removing]
         with self.change:
-            self.queue += [*writing, *removing] if removes else writing
+            self.queue += [*writing, *removing]
             self.change.notify_all()
         if self.thread is None:
             self.thread = Thread(target=self._work, name="checkpoints", daemon=True)
             self.thread.start()
-
-    @property
-    def first_removal(self) -> int:
-        """The number of the first removal that is held; 0 without one."""
-        removals = [job for job in self.held if isinstance(job, Removal)]
-        return min((number for job in removals for number in job.tickets), default=0)
 
     @property
     def is_idle(self) -> bool:
@@ -144,7 +140,7 @@ class CheckpointWriter:
 
     def wait_until_written(self) -> None:
         """Wait until no content is needed any more; all that is held is released but removals."""
-        self.release(removes=False)
+        self.release(removes_until=0)
         with self.change:
             self.change.wait_for(lambda: not any(job.content for job in self.queue))
 
