@@ -33,6 +33,7 @@ WRITES = {"write_text", "write_bytes", "mkdir", "touch", "unlink", "rmdir", "ren
 OF_WANDB = {
     "engine/wandb_log.py",
     "engine/wandb_logger.py",
+    "engine/wandb_options.py",
     "engine/wandb_session.py",
     "engine/wandb_sync.py",
     "engine/wandb_uploads.py",

@@ -377,7 +377,7 @@ def test_the_guides_snippets_work_in_a_model(devices: int, machine: Machine) -> 
 @pytest.mark.parametrize(
     ("flag", "line"),
     [
-        ("init.id x", "init.id: the engine sets id for each run"),
+        ("init.id x", "init.id: expected --run_id in its place"),
         ("init.group x --trainer.logger.group y", "init.group: is given as trainer.logger.group"),
         (
             "init.save_cod true",

@@ -48,6 +48,7 @@ from graphql_documents import (
 )
 
 ENTITY = "team"
+ENTITIES = (ENTITY, "other-team")
 ORGANIZATION, ORGANIZATION_ENTITY = "organization", "organization-entity"
 REGISTRIES = ("wandb-registry-model", "wandb-registry-dataset")
 PROJECT = "uncategorized"
@@ -378,7 +379,7 @@ class State:
         self.sweeps: dict[str, Sweep] = {}
         self.artifacts: list[Artifact] = []
         self.blobs: dict[str, bytes] = {}
-        self.denied: set[str] = set()  # names of collections
+        self.denied: set[str] = set()  # names of collections and projects
         self._nodes: dict[str, Any] = {}
 
     def new(self, kind: type[Kept], *values: Any) -> Kept:
@@ -396,7 +397,8 @@ class State:
     def project(self, entity: str | None, project: str | None) -> tuple[str, str]:
         """A project's key, the project created on the fly."""
         key = (entity or ENTITY, project or PROJECT)
-        if key[0] != ENTITY and (key[0] != ORGANIZATION_ENTITY or key[1] not in REGISTRIES):
+        self.allow(key[1])
+        if key[0] not in ENTITIES and (key[0] != ORGANIZATION_ENTITY or key[1] not in REGISTRIES):
             raise Refused(404, f"entity {key[0]} or its project {key[1]} not found")
         self.projects.setdefault(key, len(self.projects) + 1)
         return key
@@ -1440,7 +1442,7 @@ class WandbServer:
 
     @property
     def denied(self) -> set[str]:
-        """The names of collections whose artifacts the key may neither read nor write."""
+        """The names of collections and projects that the key may neither read nor write."""
         return self.state.denied
 
     def wait(self, reached: Callable[[Self], bool], timeout: float = 30) -> None:

@@ -53,7 +53,7 @@ from .run import Run
 from .session import session
 from .shutdown import GracefulShutdown
 from .train_state import TrainState
-from .wandb_logger import RunWandbLogger
+from .wandb_logger import DryRunLogger, RunWandbLogger
 
 # What `trainer.barebones` wants left to itself.
 BAREBONES = (
@@ -199,7 +199,10 @@ class CLI(LightningCLI):
         self.checkpoint = self._checkpoint()
         path = self.checkpoint.path
         command = redact_command([entry_script().name, *self.command_line.argv])
-        self.recorder = RunRecorder(self.run, redact(record), path, command, notes)
+        recorded = redact(record)
+        options = {display_name(name): value for name, value in iter_settings(recorded)}
+        options |= dict(iter_settings(recorded))
+        self.recorder = RunRecorder(self.run, recorded, path, command, notes, options)
         self.restore = RestoreRun(self.run, path)
         options = self._of_subcommand(self.config)
         self.monitor = options.monitor
@@ -237,6 +240,9 @@ class CLI(LightningCLI):
             raise SystemExit(0)
         refuse_redacted(record)
         notes = [f"renamed  {notice}" for notice in line.renames.notices]
+        if line.without_effect:
+            names = ", ".join(line.without_effect)
+            notes.append(f"W&B      {names} of the sweep is no option, and changes nothing")
         if line.checkpoint.from_checkpoint:
             differing = differences(record, line.asked_layers, line.flags)
             notes += [f"differs  {difference}" for difference in differing]
@@ -373,7 +379,7 @@ class CLI(LightningCLI):
         if not trainer.barebones:
             others = trainer.loggers
             if dry_run:  # Lightning's stand-in does not take every call
-                others = [one for one in others if type(one) is not DummyLogger]
+                others = [DryRunLogger() if type(one) is DummyLogger else one for one in others]
             is_only_one = not trainer.loggers
             file = MetricsFile(self.run.folder, trainer, not dry_run, is_only_one)
             trainer.loggers = [*others, file]

@@ -1,9 +1,9 @@
 """What a command asks for: its subcommand, layers of values, flags, and the checkpoint it takes.
 
-Values come from, the lowest first: defaults.yaml, the checkpoint's run, `--config` files in their
-order, flags wherever they stand. The `model` section of a checkpoint lies below the files for
-`fit`, which trains what it is asked for now, and above them for the other subcommands, which
-evaluate the model as it was trained.
+Values come from, the lowest first: defaults.yaml, W&B's variables, the checkpoint's run, `--config`
+files in their order, what a sweep sets, flags wherever they stand. The `model` section of a
+checkpoint lies below the files for `fit`, which trains what it is asked for now, and above them for
+the other subcommands, which evaluate the model as it was trained.
 """
 
 import json
@@ -23,6 +23,14 @@ from .legacy import Renames
 from .provenance import SHOW_ORIGINS, display_name, given_settings
 from .resume import CHECKPOINT_FLAGS, Asked, resolve_checkpoint_flags
 from .run import runs_root
+from .wandb_variables import (
+    OF_LAUNCH,
+    OF_SWEEP,
+    controller_layers,
+    known_part,
+    variable_layers,
+    without_record_flags,
+)
 
 RUN_FLAGS = ("runs_root", "run_id")
 NOT_RECORDED = (*CHECKPOINT_FLAGS, *RUN_FLAGS)  # a recorded configuration begins a new run
@@ -47,7 +55,7 @@ class CommandLine:
         self.verb = self.argv[0] if has_verb and self.argv else "fit"
         self.renames = Renames()
         given, flags = known_flags(self.argv[1:] if has_verb else self.argv)
-        self.flags = self.renames.in_flags(flags)
+        self.flags = self.renames.in_flags(without_record_flags(flags))
         files = read_layers(given.pop("config"), self.renames)
         if values:
             files += read_layers([as_json(values)], self.renames)
@@ -71,9 +79,11 @@ class CommandLine:
         self._refuse_random_weights()
         marked = self.checkpoint.from_checkpoint
         self.defaults = read_layers(default_files, self.renames)
+        self.defaults += variable_layers(self.defaults)
         self.under = read_layers(self.checkpoint.under, self.renames, marked)
         over = read_layers(self.checkpoint.over, self.renames, marked)
-        self.asked_layers = [*self.under, *files, *over]
+        self.asked_layers = [*self.under, *files, *controller_layers(), *over]
+        self.without_effect: list[str] = []  # what a sweep sets, and is no option
 
     @property
     def layers(self) -> list[Layer]:
@@ -92,6 +102,10 @@ class CommandLine:
             if len(known) < len(layer.values):
                 self.under[index] = replace(layer, argument=json.dumps(known), values=known)
         self.asked_layers = [*self.under, *self.asked_layers[count:]]
+        for index, layer in enumerate(self.asked_layers):
+            if layer.name in (OF_SWEEP, OF_LAUNCH):
+                self.asked_layers[index], others = known_part(layer, options)
+                self.without_effect += others
 
     @property
     def shows_origins(self) -> bool:

@@ -18,6 +18,7 @@ from .legacy import Renames
 
 SECTIONS = ("trainer", "callbacks")  # groups of options, in which an empty value would drop all
 SAVED_MODEL = "the checkpoint"  # the layer with the `model` section of a checkpoint
+OF_WANDB = ("_wandb", "wandb_version")  # what W&B writes into configurations for itself
 SUFFIXES = (".yaml", ".yml", ".json", ".jsonnet")
 
 
@@ -53,12 +54,12 @@ def read_layers(
 def read_layer(source: str, renames: Renames, from_checkpoint: bool = False) -> Layer:
     """Read one source of values; see `read_layers`."""
     if source.startswith("{"):
-        values = renames.in_values(json.loads(source))
+        values = renames.in_values(without_records(json.loads(source)))
         name = SAVED_MODEL if from_checkpoint else "JSON"
         return Layer(name, json.dumps(values), values, from_checkpoint)
     file = Path(source)
     values = read_file(file)
-    current = renames.in_values(values)
+    current = renames.in_values(without_records(values))
     as_is = current == values and file.suffix != ".jsonnet"
     argument = source if as_is else json.dumps(current)
     return Layer(display_path(file), argument, with_nested_files(current, file), from_checkpoint)
@@ -115,3 +116,14 @@ def with_nested_files(values: dict[str, Any], file: Path) -> dict[str, Any]:
         if nested and nested.is_file():
             inlined[section] = parse_file(nested, display_path(nested))
     return inlined
+
+
+def without_records(values: dict[str, Any]) -> dict[str, Any]:
+    """Return values without what the engine and W&B record beside the options of a run.
+
+    W&B hands it back with the configuration, as for a trial that was preempted.
+    """
+    about = values.get("run")
+    is_record = isinstance(about, dict) and "engine_version" in about
+    left_out = (*OF_WANDB, "run") if is_record else OF_WANDB
+    return {key: item for key, item in values.items() if key not in left_out}

@@ -178,7 +178,7 @@ class Summaries(Callback):
         # This replaces the logger's definition for all metrics, so it repeats the x axis.
         for name, rules in self.metrics.items():
             logger.experiment.define_metric(
-                name,
+                logger.full_name(name),
                 summary=",".join(as_list(rules)),
                 step_metric="trainer/global_step",
                 step_sync=True,

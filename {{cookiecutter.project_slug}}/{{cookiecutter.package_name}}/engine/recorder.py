@@ -26,6 +26,7 @@ class RunRecorder(Callback):
         checkpoint: File or reference from which the command begins, if there is one.
         command: The command line, without secrets.
         notes: Lines to print about the configuration.
+        options: The values in the configuration, by the full names of their options.
     """
 
     def __init__(
@@ -35,9 +36,11 @@ class RunRecorder(Callback):
         checkpoint: str | None,
         command: str,
         notes: list[str],
+        options: dict[str, Any],
     ) -> None:
         self.run = run
         self.config = config
+        self.options = options
         self.checkpoint = checkpoint
         self.command = command
         self.notes = notes
@@ -114,6 +117,7 @@ class RunRecorder(Callback):
         for logger in trainer.loggers:
             logger.log_hyperparams(config)
             if isinstance(logger, RunWandbLogger):
+                logger.correct_config({**self.options, **config})
                 logger.log_input_artifact(self.checkpoint or "")
                 print(f"W&B      {logger.status}", flush=True)
 

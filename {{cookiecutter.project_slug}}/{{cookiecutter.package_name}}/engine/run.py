@@ -13,6 +13,8 @@ from filelock import FileLock, Timeout
 from .errors import UsageError, did_you_mean
 from .files import PROJECT
 
+LOGS = "wandb/*run-*/run-*.wandb"  # of W&B's client, one for each start of a run
+
 
 @dataclass(frozen=True)
 class Run:
@@ -29,6 +31,14 @@ class Run:
     @property
     def folder(self) -> Path:
         return self.root / self.id
+
+    @property
+    def wandb_id(self) -> str:
+        """The run's id in W&B: that of its logs, if the folder has been renamed since."""
+        names = {file.stem.removeprefix("run-") for file in self.folder.glob(LOGS)}
+        if len(names) != 1 or (self.root / next(iter(names))).exists():  # this is a copy
+            return self.id
+        return names.pop()
 
     @property
     def checkpoints(self) -> Path:

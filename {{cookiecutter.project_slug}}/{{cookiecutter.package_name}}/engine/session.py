@@ -6,12 +6,13 @@ import logging
 import os
 import warnings
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 
 from .distributed import die_with_parent
 from .error_messages import cause_of
 from .lightning_internals import without_copies_to_the_same_device
 from .shutdown import GracefulShutdown, end_command
+from .wandb_session import own_session, restored_environment
 
 # Messages that a reader could not act on. A test says when an entry can go.
 SILENCED_LOGGERS = (
@@ -43,10 +44,9 @@ def session(shutdown: GracefulShutdown, resources: ExitStack, runs: bool) -> Ite
             afterwards, and signals and W&B's run are left to them.
     """
     import_package_modules()
-    environment = dict(os.environ)
-    os.environ.update({**QUIET, **environment})
     raised: BaseException | None = None
-    try:
+    with restored_environment(), own_session() if runs else nullcontext():
+        os.environ.update({**QUIET, **os.environ})
         with warnings.catch_warnings(), resources:
             silence_libraries()
             resources.enter_context(without_copies_to_the_same_device())
@@ -60,9 +60,6 @@ def session(shutdown: GracefulShutdown, resources: ExitStack, runs: bool) -> Ite
                 raised = error
             if runs:
                 raised = end_command(shutdown, raised)
-    finally:
-        os.environ.clear()
-        os.environ.update(environment)
     if raised:  # outside of `except`: a traceback then does not show what was there first
         raise cause_of(raised) if isinstance(raised, Exception) else raised
 

@@ -1,21 +1,28 @@
 """Lightning's WandbLogger for a run with a folder: never in the way, and offline where W&B is."""
 
-import inspect
 import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from threading import Thread
 from typing import TYPE_CHECKING, Any, Literal
 
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from .distributed import DUMMY_RUN
-from .errors import UsageError, did_you_mean
+from .errors import UsageError
 from .files import display_path, sync_command
 from .lightning_internals import run_of_parent, set_wandb_run, wandb_run
 from .run import Run
-from .wandb_session import call_in_time, teardown_wandb, unavailable_reason
+from .wandb_session import (
+    OF_THE_OPEN_RUN,
+    end_session,
+    forget_run,
+    session_is_open,
+    unavailable_reason,
+)
 
 if TYPE_CHECKING:
     from .wandb_log import GrowingLog
@@ -25,14 +32,18 @@ FLUSH_INTERVAL = 0.02  # seconds, after which W&B's client has what was logged i
 PREEMPTED = 138  # exit code of a run that SIGUSR1 has ended
 SIGINT_CODES = {130: 255}  # 255 is W&B's exit code for Ctrl-C
 INIT_SECONDS = 8
+FINISH_SECONDS = 60
+EXIT_SECONDS = 25  # after a signal or an error: whoever sends a signal kills after 30 s
 CLIENT_SECONDS = 5  # that W&B's client may take beyond the time that it is given
-SET_BY_ENGINE = ("id", "dir", "mode", "resume", "settings")
+SILENT_SECONDS = 3  # that the end waits without a word
+OF_LIGHTNINGS_LOGGER = ("add_file_policy", "checkpoint_name", "prefix")  # may stand in `init` too
 
 
 class RunWandbLogger(WandbLogger):
     """Lightning's WandbLogger with typed options, which never asks for a key.
 
-    Without a key, or where W&B does not answer, the run is offline.
+    Without a key, or where W&B does not answer, the run is offline. W&B's variables count wherever
+    an option here is null.
 
     Args:
         project: Project of the run.
@@ -44,12 +55,18 @@ class RunWandbLogger(WandbLogger):
         job_type: Kind of the run.
         log_model: Whether checkpoints become artifacts: `false`, `true` (best and last at the
             end), `all` (each).
+        checkpoint_name: Name of that artifact; `model-` and the run's id if null.
+        prefix: Put before the name of each metric, with a dash.
         config: Further keys of the run's configuration in W&B.
         save_dir: Folder in which W&B makes its folder `wandb/`; the run's folder if null.
         offline: Whether to send nothing; `python main.py sync` can send it later.
         finish_timeout: Seconds that the end of the run may wait for W&B at most, half of them for
-            checkpoints.
+            checkpoints; WANDB_FINISH_TIMEOUT or 60 if null, and 0 waits for ever, as in W&B.
+        settings: Further settings of W&B (`wandb.Settings`), by name.
         init: Further arguments of `wandb.init`, by name.
+
+    Raises:
+        UsageError: If W&B's client would refuse an option or a variable.
     """
 
     def __init__(  # noqa: PLR0913 (each is an option)
@@ -62,14 +79,18 @@ class RunWandbLogger(WandbLogger):
         notes: str | None = None,
         job_type: str | None = None,
         log_model: Literal["all"] | bool = False,
+        checkpoint_name: str | None = None,
+        prefix: str = "",
         config: dict[str, Any] | None = None,
         save_dir: str | None = None,
         offline: bool = False,
-        finish_timeout: float = 60,
+        finish_timeout: float | None = None,
+        settings: dict[str, Any] | None = None,
         init: dict[str, Any] | None = None,
     ) -> None:
-        super().__init__(name=name, save_dir=save_dir or ".", project=project)
-        self.options: dict[str, Any] = {
+        from .wandb_options import check_variables, split_init
+
+        options = {
             "project": project,
             "entity": entity,
             "name": name,
@@ -77,42 +98,66 @@ class RunWandbLogger(WandbLogger):
             "tags": tags,
             "notes": notes,
             "job_type": job_type,
-            "config": config,
+            "finish_timeout": finish_timeout,
+            "mode": "offline" if offline else None,
         }
+        init = dict(init or {})
+        for_lightning = {key: init.pop(key) for key in OF_LIGHTNINGS_LOGGER if key in init}
+        super().__init__(
+            **{
+                "name": name,
+                "save_dir": save_dir or ".",
+                "project": project,
+                "checkpoint_name": checkpoint_name,
+                "prefix": prefix,
+                **for_lightning,
+            }
+        )
+        settings = {**init.pop("settings", {}), **(settings or {})}
+        init_settings, self.init_arguments = split_init(init)
+        self.given = [
+            *((f"trainer.logger.{name}", name, value) for name, value in options.items()),
+            *((f"trainer.logger.settings.{name}", name, value) for name, value in settings.items()),
+            *(
+                (f"trainer.logger.init.{name}", name, value)
+                for name, value in init_settings.items()
+            ),
+        ]
+        refuse_twice(self.given)
+        further = {**self.init_arguments.get("config", {}), **(config or {})}
+        self.init_arguments["config"] = {str(key): value for key, value in further.items()}
+        self.prefix = for_lightning.get("prefix", prefix)
+        self.artifact_name = for_lightning.get("checkpoint_name", checkpoint_name)
         self.run_id: str | None = None
         self.folder = save_dir
-        self.sends = not offline
-        # Half for uploads, half for the client.
-        self.patience = max(finish_timeout - CLIENT_SECONDS, 2) / 2
         self.log_models = log_model
+        self.finish_seconds = 0.0  # 0 waits for ever
+        self.ending: Ending | None = None
         self.offline_reason = ""
         self.uploads: Uploads | None = None
         self.opened_session = False
+        self.joined = False  # a run that somebody else has begun, and will end
         self.finished = False
         self.first_row = 0
         self.growing: GrowingLog | None = None  # what W&B's client has written
-        if init:
-            self._add_init_arguments(init)
+        check_variables()
+        self._settings()
 
-    def _add_init_arguments(self, init: dict[str, Any]) -> None:
-        import wandb
+    def _settings(self) -> Any:
+        """Return W&B's settings that the options give."""
+        from .wandb_options import checked_settings
 
-        known = inspect.signature(wandb.init).parameters
-        for name, value in init.items():
-            option = f"trainer.logger.init.{name}"
-            if name in SET_BY_ENGINE:
-                raise UsageError(f"{option}: the engine sets {name} for each run")
-            if self.options.get(name) is not None:
-                raise UsageError(f"{option}: is given as trainer.logger.{name} too")
-            if name not in known:
-                hint = did_you_mean(name, known)
-                raise UsageError(f"{option}: wandb.init has no such argument{hint}")
-            self.options[name] = value
+        return checked_settings(self.given, self.run_id)
 
     def use_run(self, run: Run) -> None:
-        """Log as this run, into its folder unless `save_dir` names another."""
-        self.run_id = run.id
+        """Log as this run, into its folder unless `save_dir` names another.
+
+        Raises:
+            UsageError: If an option belongs to another run.
+        """
+        self.run_id = run.wandb_id
         self.folder = self.folder or str(run.folder)
+        self._settings()
 
     @property
     def save_dir(self) -> str | None:
@@ -124,50 +169,74 @@ class RunWandbLogger(WandbLogger):
         import wandb
 
         if rank_zero_only.rank:  # type: ignore[attr-defined]
-            wandb.log = DUMMY_RUN  # so that a model may call it on all ranks
-            return DUMMY_RUN
+            return answer_nothing()
         if wandb_run(self) is None:
-            run = run_of_parent(self, wandb) or self._begin()
+            run = run_of_parent(self, wandb) or self._joined() or self._begin()
             set_wandb_run(self, run)
             self.first_row, self.growing = run.step, None
-            run.define_metric("trainer/global_step")
-            run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
+            if run.settings.sync_tensorboard:
+                run.define_metric("*", step_metric="global_step")
+            else:
+                run.define_metric("trainer/global_step")
+                run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
         return wandb_run(self)
 
-    def _begin(self) -> Any:
-        """Begin the W&B run, offline where W&B is not there."""
+    def _joined(self) -> Any:
+        """Return the run that the caller has open, if it has this run's id."""
         import wandb
 
-        self.opened_session = True
+        self.joined = wandb.run is not None and wandb.run.id == self.run_id
+        return wandb.run if self.joined else None
+
+    def _begin(self) -> Any:
+        """Begin the W&B run, offline where W&B is not there.
+
+        Raises:
+            UsageError: If W&B refuses it for good.
+        """
+        import wandb
+
+        from .wandb_options import mode_of
+
+        self.opened_session = not session_is_open()
         Path(self.folder or ".").mkdir(parents=True, exist_ok=True)  # else W&B takes a temporary
         try:
-            if self.sends and os.environ.get("WANDB_MODE", "online") == "online":
+            if mode_of(self._settings()) == "online":
                 self._go_offline_if(self._refusal())
             return self._init()
-        except wandb.errors.CommError as error:
-            teardown_wandb()  # else W&B's client says that the id is in use
+        except wandb.errors.UsageError as error:
+            raise UsageError(f"W&B: {error}") from error
+        except wandb.errors.Error as error:
+            if not self.opened_session:
+                raise
+            end_session()  # else W&B's client says that the id is in use
             self._go_offline_if(str(error))
             return self._init()
 
     def _init(self) -> Any:
         import wandb
 
-        offline = bool(self.offline_reason) or not self.sends
-        settings = wandb.Settings(
-            save_code=True,  # with it goes the patch to the commit
-            x_transaction_log_flush_interval=FLUSH_INTERVAL,  # a kill takes what is not in the file
-            init_timeout=INIT_SECONDS,
-            finish_timeout=self.patience,
-            finish_timeout_raises=True,
-        )
-        return wandb.init(
-            **self.options,
-            id=self.run_id,
-            dir=self.folder,
-            resume="allow",
-            mode="offline" if offline else None,
-            settings=settings,
-        )
+        from .wandb_options import with_defaults
+
+        settings = self._settings()
+        if self.offline_reason:
+            settings.mode = "offline"
+        defaults = {
+            "save_code": True,  # with it goes the patch to the commit
+            "x_transaction_log_flush_interval": FLUSH_INTERVAL,  # a kill takes what is not there
+            "init_timeout": INIT_SECONDS,
+            "finish_timeout": FINISH_SECONDS,
+            "resume": "allow",
+        }
+        self.finish_seconds = with_defaults(settings, defaults, "finish_timeout")
+        if self.finish_seconds:  # half for checkpoints, and a rest to ask what is lacking
+            settings.finish_timeout = self._client_seconds()
+        settings.finish_timeout_raises = True
+        return wandb.init(**self.init_arguments, dir=self.folder, settings=settings)
+
+    def _client_seconds(self) -> float:
+        """Return how long checkpoints, and then what is logged, may take at the end."""
+        return max(self.finish_seconds - CLIENT_SECONDS, 2) / 2
 
     def _go_offline_if(self, reason: str) -> None:
         if reason and os.environ.get("WANDB_MODE") == "online":
@@ -187,12 +256,28 @@ class RunWandbLogger(WandbLogger):
             reason = sync_run(folder, tries=1, checkpoints=False, run_id=self.run_id)
         return reason
 
+    def full_name(self, metric: str) -> str:
+        """Return the name that a metric has in W&B."""
+        return f"{self.prefix}{self.LOGGER_JOIN_CHAR}{metric}" if self.prefix else metric
+
+    def correct_config(self, values: Mapping[str, Any]) -> None:
+        """Write over what a sweep or a launch has set in the configuration, which it locks.
+
+        Args:
+            values: What the run acts by.
+        """
+        config = self.experiment.config
+        wrong = {key: values[key] for key in config.keys() & values.keys()}
+        wrong = {key: value for key, value in wrong.items() if config[key] != value}
+        if wrong:
+            config.update_locked(wrong, user="sweep", _allow_val_change=True)
+
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
         try:
             super().log_metrics(metrics, step)
         except ConnectionError:  # W&B's client was ended, as by SLURM's SIGTERM: begin again
-            teardown_wandb()
+            end_session()
             set_wandb_run(self, None)
             super().log_metrics(metrics, step)
 
@@ -219,7 +304,8 @@ class RunWandbLogger(WandbLogger):
         if self.uploads is None:
             folder = Path(self.folder or ".") / "uploads"
             every = self.log_models == "all"
-            self.uploads = Uploads(self.experiment, folder, every, self.patience)
+            run, seconds = self.experiment, self._client_seconds() if self.finish_seconds else None
+            self.uploads = Uploads(run, folder, every, seconds, self.artifact_name)
         self.uploads.add(checkpoint_callback)
 
     def log_input_artifact(self, checkpoint: str) -> None:
@@ -254,39 +340,119 @@ class RunWandbLogger(WandbLogger):
         return f"offline{why}; {see}; to send it later: {sync_command(folder.parent)}"
 
     def finish(self, exit_code: int) -> None:
-        """End the W&B run if one was begun, and say what W&B does not have of it."""
-        if self.uploads is not None:
-            uploads, self.uploads = self.uploads, None
-            uploads.close(exit_code)
+        """End the W&B run if one was begun, and say what W&B does not have of it.
+
+        Called again after a signal, it waits for the run alone, and no more for checkpoints.
+        """
         run = wandb_run(self)
         if run is None or self.finished:
             return
-        folder = Path(run.dir).parents[2]
-        missing = self._finish_run(run, folder, exit_code)
+        if self.ending is None:
+            folder = Path(self.folder or run.dir)
+            self.ending = Ending(run, folder, self.uploads, exit_code, self.joined)
+            missing = self.ending.wait(self._seconds(exit_code))
+        else:
+            missing = self.ending.wait(CLIENT_SECONDS)
         self.finished = True
+        if not self.joined:
+            forget_run(run)
         if missing:
-            send = f"to send the rest: {sync_command(folder)}"
-            print(f"W&B      has not all of this run ({missing}); {send}")
+            send = f"to send the rest: {sync_command(self.ending.folder)}"
+            print(f"W&B      has not all of this run ({missing}); {send}", flush=True)
 
-    def _finish_run(self, run: Any, folder: Path, exit_code: int) -> str:
-        """Finish the W&B run, and return what W&B lacks of it, in words."""
+    def _seconds(self, exit_code: int) -> float | None:
+        """Return how long the end may wait for W&B; None for ever."""
+        if not exit_code:
+            return self.finish_seconds or None
+        return min(self.finish_seconds or EXIT_SECONDS, EXIT_SECONDS)
+
+
+class DryRunLogger(DummyLogger):
+    """In the place of a logger in a dry run: takes every call of a model, and does nothing."""
+
+    @property
+    def experiment(self) -> Any:
+        return answer_nothing()
+
+
+def answer_nothing() -> Any:
+    """Have W&B's calls do nothing, so that a model may call them here too; return such a run."""
+    import wandb
+
+    for name in OF_THE_OPEN_RUN:
+        setattr(wandb, name, DUMMY_RUN)
+    return DUMMY_RUN
+
+
+class Ending:
+    """The end of a W&B run, in a thread, so that no call of W&B's client can hold up the process.
+
+    Args:
+        run: The W&B run.
+        folder: The run's folder.
+        uploads: Its checkpoints, if they are uploaded.
+        exit_code: That of the command.
+        joined: Whether another one has begun the run, and will end it.
+    """
+
+    def __init__(
+        self, run: Any, folder: Path, uploads: "Uploads | None", exit_code: int, joined: bool
+    ) -> None:
+        self.run, self.folder, self.uploads = run, folder, uploads
+        self.exit_code, self.joined = exit_code, joined
+        self.missing = "W&B does not answer"
+        self.thread = Thread(target=self._end, daemon=True)
+        self.thread.start()
+
+    def wait(self, seconds: float | None) -> str:
+        """Wait for the end; return what W&B lacks of the run then, in words.
+
+        Args:
+            seconds: How long to wait at most; None for ever.
+        """
         try:
-            if exit_code == PREEMPTED:
-                run.mark_preempting()
-            code = SIGINT_CODES.get(exit_code, exit_code)
-            # The client ends the waiting itself, as a rule.
-            call_in_time(lambda: run.finish(code), self.patience + CLIENT_SECONDS)
-            if run.offline or run.disabled:
-                return ""
-            from .wandb_sync import sync_run
+            self.thread.join(min(SILENT_SECONDS, seconds or SILENT_SECONDS))
+            if self.thread.is_alive():
+                most = "" if seconds is None else f"at most {seconds:.0f} s "
+                leave = f"Ctrl-C leaves it to: {sync_command(self.folder)}"
+                print(f"W&B      waits {most}for {self._awaited()}; {leave}", flush=True)
+                self.thread.join(seconds and seconds - SILENT_SECONDS)
+        except BaseException:  # a signal
+            if self.uploads is not None:
+                self.uploads.abandon()
+            raise
+        waiting = len(list(self.folder.glob("uploads/*.ckpt")))
+        if self.thread.is_alive() and waiting:
+            return f"{self.missing}; {waiting} checkpoints wait"
+        return self.missing
 
-            return sync_run(folder, tries=0)
+    def _awaited(self) -> str:
+        left = len(list(self.folder.glob("uploads/*.ckpt")))
+        return f"{left} checkpoints to be sent" if left else "what is logged to be sent"
+
+    def _end(self) -> None:
+        try:
+            if self.uploads is not None:
+                self.uploads.close(self.exit_code)
+            self.missing = self._finish_run()
         except TimeoutError:
-            waiting = len(list(folder.glob("uploads/*.ckpt")))
-            checkpoints = f"; {waiting} checkpoints wait" if waiting else ""
-            return f"W&B does not answer{checkpoints}"
+            self.missing = self._lacks()
         except Exception as error:  # W&B raises many kinds; the record lies in the run's folder
-            return str(error)
+            self.missing = str(error)
+
+    def _finish_run(self) -> str:
+        """Finish the W&B run, and return what W&B lacks of it, in words."""
+        run = self.run
+        if self.exit_code == PREEMPTED:
+            run.mark_preempting()
+        if not self.joined:
+            run.finish(SIGINT_CODES.get(self.exit_code, self.exit_code))
+        return "" if self.joined or run.offline or run.disabled else self._lacks()
+
+    def _lacks(self) -> str:
+        from .wandb_sync import sync_run
+
+        return sync_run(self.folder, tries=0)
 
 
 def finish_wandb(loggers: Iterable[Any], exit_code: int) -> None:
@@ -295,4 +461,15 @@ def finish_wandb(loggers: Iterable[Any], exit_code: int) -> None:
     for logger in ours:
         logger.finish(exit_code)
     if any(logger.opened_session for logger in ours):
-        teardown_wandb()
+        end_session()
+
+
+def refuse_twice(given: Iterable[tuple[str, str, Any]]) -> None:
+    """Raise a UsageError for an option that is given in two places."""
+    first: dict[str, str] = {}
+    for option, name, value in given:
+        if value is None:
+            continue
+        if name in first:
+            raise UsageError(f"{option}: is given as {first[name]} too")
+        first[name] = option

@@ -1,14 +1,112 @@
-"""W&B's client process: whether W&B takes anything now, and ending the session."""
+"""W&B's session: a separate one for each command, and whether W&B takes anything now."""
 
 import os
-from collections.abc import Callable
-from contextlib import suppress
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from threading import Thread
 from typing import Any
 
+from .wandb_internals import kill_client, set_wandb_session, wandb_session
+
+SERVICE = "WANDB_SERVICE"  # names the process of W&B's client, for child processes
 HTTP_TIMEOUT = "WANDB_HTTP_TIMEOUT"  # seconds, a variable of W&B's client
 PREFLIGHT_SECONDS = "5"
 TEARDOWN_SECONDS = 5
+# What `wandb` has for the run that is open; `wandb.init` replaces it.
+OF_THE_OPEN_RUN = (
+    *("run", "config", "summary", "log", "save", "alert", "define_metric", "mark_preempting"),
+    *("watch", "unwatch", "use_artifact", "log_artifact", "use_model", "log_model", "link_model"),
+)
+
+
+@contextmanager
+def own_session() -> Iterator[None]:
+    """Give a command a separate W&B session, and put back the one that was there.
+
+    W&B has one session for a process, with variables that it reads once, and ends it as a whole.
+    So what a caller has open stays usable, and W&B's variables count for each command.
+    """
+    wandb = sys.modules.get("wandb")
+    service = os.environ.pop(SERVICE, None)
+    before = wandb_session(wandb)
+    calls = {name: getattr(wandb, name, None) for name in OF_THE_OPEN_RUN if wandb}
+    if before is not None:
+        set_wandb_session(wandb, None)
+        take_over_settings(wandb, before)
+    try:
+        yield
+    finally:
+        is_left = end_session()
+        if before is not None or not is_left:
+            os.environ.pop(SERVICE, None)
+        if not (calls or is_left) and (imported := sys.modules.get("wandb")):
+            imported.sdk.lib.module.unset_globals()  # of a run that did not end in time
+        if service:
+            os.environ[SERVICE] = service
+        if before is not None:
+            set_wandb_session(wandb, before)
+        for name, call in calls.items():
+            setattr(wandb, name, call)
+
+
+@contextmanager
+def restored_environment() -> Iterator[None]:
+    """Put environment variables back at the end, one by one: other threads read them."""
+    before = dict(os.environ)
+    try:
+        yield
+    finally:
+        changed = {name for name, value in before.items() if os.environ.get(name) != value}
+        for name in (changed | (os.environ.keys() - before.keys())) - {SERVICE}:
+            if name in before:
+                os.environ[name] = before[name]
+            else:
+                del os.environ[name]
+
+
+def take_over_settings(wandb: Any, before: Any) -> None:
+    """Give the session that begins what somebody set for the one before, as by `wandb.setup`."""
+    given = before.settings_if_loaded
+    if given is None:
+        return
+    with suppress(Exception):  # a variable is wrong: the logger says which
+        begun = wandb.sdk.wandb_setup.singleton().settings
+        for name in given.model_fields_set - begun.model_fields_set:
+            setattr(begun, name, getattr(given, name))
+
+
+def end_session() -> bool:
+    """End W&B's session, if there is one; return True if it is left because a run is open in it.
+
+    Waits for seconds at most: W&B's client never answers if a request was given up just before. Its
+    process is ended then.
+    """
+    wandb = sys.modules.get("wandb")
+    session = wandb_session(wandb)
+    if wandb is None or session is None:
+        return False
+    if session.most_recent_active_run is not None:  # which a model has begun
+        return True
+    try:
+        call_in_time(wandb.teardown, TEARDOWN_SECONDS)
+    except TimeoutError:
+        kill_client(session)
+    except ConnectionError:  # it has ended already
+        pass
+    set_wandb_session(wandb, None)
+    return False
+
+
+def forget_run(run: Any) -> None:
+    """Have `end_session` not leave the session for a run whose end was waited for in vain."""
+    if session := wandb_session(sys.modules.get("wandb")):
+        session.remove_active_run(run)
+
+
+def session_is_open() -> bool:
+    """Return True if W&B's client runs for this process."""
+    return SERVICE in os.environ
 
 
 def unavailable_reason() -> str:
@@ -21,6 +119,7 @@ def unavailable_reason() -> str:
     wandb.setup()  # before the variable below, which would hold for all that comes after
     given = os.environ.get(HTTP_TIMEOUT)
     os.environ[HTTP_TIMEOUT] = given or PREFLIGHT_SECONDS
+    opened, wandb.run = wandb.run, None  # a run of the caller's, with which `login` does nothing
     try:
         logged_in = wandb.login(prompt=False, verify=True)
     except wandb.errors.CommError as error:
@@ -28,25 +127,15 @@ def unavailable_reason() -> str:
             return "W&B does not answer"
         return f"{str(error).rstrip('.')}; to log in: wandb login"
     finally:
+        wandb.run = opened
         del os.environ[HTTP_TIMEOUT]
         if given:
             os.environ[HTTP_TIMEOUT] = given
     return "" if logged_in else "no key; to log in: wandb login"
 
 
-def teardown_wandb() -> None:
-    """End W&B's client, waiting for seconds at most.
-
-    It never answers if a request was given up just before; it then ends with this process.
-    """
-    import wandb
-
-    with suppress(ConnectionError, TimeoutError):  # it has ended already, or never will
-        call_in_time(wandb.teardown, TEARDOWN_SECONDS)
-
-
-def call_in_time(act: Callable[[], Any], seconds: float) -> None:
-    """Call what asks W&B's client, and wait for it for a bounded time.
+def call_in_time(act: Callable[[], Any], seconds: float | None) -> None:
+    """Call what asks W&B's client, and wait for it for a bounded time; None waits for ever.
 
     Raises:
         TimeoutError: If it takes longer; it then continues in a thread. What it raises is raised.

@@ -10,6 +10,7 @@ import argparse
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -29,7 +30,7 @@ from .files import display_path
 from .metrics_log import update_table
 from .run import find_run, runs_root
 from .wandb_log import HEADER, TransactionLog, kind_of, read_log, write_log
-from .wandb_session import teardown_wandb, unavailable_reason
+from .wandb_session import end_session, own_session, restored_environment, unavailable_reason
 
 try:
     import fcntl
@@ -56,32 +57,52 @@ def sync(argv: list[str]) -> None:
     parser.add_argument("runs", nargs="*", metavar="RUN", help=every)
     root_help = "folder of all runs, %(default)s"
     parser.add_argument("--runs_root", type=Path, default=runs_root(), help=root_help)
+    for name in ("entity", "project"):
+        parser.add_argument(f"--{name}", help=f"{name} to send to; that of each run if not given")
     given, unknown = parser.parse_known_args(argv)
     if unknown:
-        raise UsageError(f"sync: expected runs or --runs_root, got {unknown[0]}")
+        expected = "expected runs, --runs_root, --entity or --project"
+        raise UsageError(f"sync: {expected}, got {unknown[0]}")
     root = given.runs_root.expanduser().absolute()
     named = [find_run(run, root, "sync") for run in given.runs]
     for folder in named:
         update_table(folder)
     recorded = {file.parents[2] for file in root.glob("*/wandb/*run-*/*.wandb")}
-    environment = dict(os.environ)
-    os.environ.update(QUIET)
-    try:
-        remains = sync_folders(named or sorted(recorded))
-        teardown_wandb()
-    finally:
-        os.environ.clear()
-        os.environ.update(environment)
+    with restored_environment(), own_session():
+        os.environ.update(QUIET)
+        remains = sync_folders(named or sorted(recorded), Place(given.entity, given.project))
     if remains:
         raise SystemExit(1)
 
 
-def sync_folders(folders: list[Path]) -> list[Path]:
+@dataclass(frozen=True)
+class Place:
+    """Where in W&B a run is sent; None for what its log says."""
+
+    entity: str | None = None
+    project: str | None = None
+
+    def of(self, log: TransactionLog) -> tuple[str | None, str | None]:
+        """Return entity and project for a run's log; None for W&B's default."""
+        run = log.of_kind("run")[0]
+        return self.entity or run.entity or None, self.project or run.project or None
+
+    @property
+    def words(self) -> list[str]:
+        """What `wandb sync` takes."""
+        given = {"--entity": self.entity, "--project": self.project}
+        return [word for option, name in given.items() if name for word in (option, name)]
+
+
+AS_LOGGED = Place()
+
+
+def sync_folders(folders: list[Path], place: Place) -> list[Path]:
     """Send runs, say of each what came of it, and return those of which something remains."""
     away = unavailable_reason()
     remains = []
     for folder in tqdm(folders, "sync", disable=None):
-        left = away or sync_locked(folder)
+        left = away or sync_locked(folder, place)
         if left:
             remains.append(folder)
             tqdm.write(f"left     {display_path(folder)}: {left}")
@@ -90,12 +111,12 @@ def sync_folders(folders: list[Path]) -> list[Path]:
     return remains
 
 
-def sync_locked(folder: Path) -> str:
+def sync_locked(folder: Path, place: Place) -> str:
     """Send a run unless another process works on it; return what W&B lacks then."""
     with (folder / ".lock").open("a") as lock:
         if not take_lock(lock):
             return "another process is at work on it"
-        return sync_run(folder, tries=1, lock=lock)
+        return sync_run(folder, tries=1, lock=lock, place=place)
 
 
 def take_lock(lock: IO[str]) -> bool:
@@ -113,14 +134,15 @@ def take_lock(lock: IO[str]) -> bool:
 class RemoteRun:
     """What W&B has of a run: the number of rows, its end, the digests of its checkpoints."""
 
-    def __init__(self, logs: list[TransactionLog]) -> None:
+    def __init__(self, logs: list[TransactionLog], place: Place) -> None:
         self.rows = 0
         self.ended = False
         self.digests: set[str] = set()
         run, api = logs[-1].of_kind("run")[0], wandb.Api()
-        entity, project = run.entity or api.default_entity, run.project or "uncategorized"
+        entity, project = place.of(logs[-1])
+        path = f"{entity or api.default_entity}/{project or 'uncategorized'}/{run.run_id}"
         try:
-            self.run = api.run(f"{entity}/{project}/{run.run_id}")
+            self.run = api.run(path)
         except wandb.errors.CommError as error:
             if "Could not find run" in str(error):
                 return
@@ -163,6 +185,7 @@ def sync_run(
     lock: IO[str] | None = None,
     checkpoints: bool = True,
     run_id: str | None = None,
+    place: Place = AS_LOGGED,
 ) -> str:
     """Send W&B what it lacks of a run.
 
@@ -172,13 +195,15 @@ def sync_run(
         lock: The run's lock, which `wandb sync` inherits.
         checkpoints: Whether to send checkpoints in `uploads/` too.
         run_id: The run, where several share the folder; else all logs in it are of one run.
+        place: Where to send it.
 
     Returns:
-        What W&B lacks then, in words; "" if nothing.
+        What W&B lacks then, in words, and W&B's reason if it said one; "" if it lacks nothing.
     """
     try:
         logs = read_logs(folder, run_id)
-        return sync_logs(folder, logs, tries, lock, checkpoints) if logs else ""
+        waiting = sorted(folder.glob("uploads/*.ckpt")) if checkpoints else []
+        return sync_logs(Sending(folder, logs, waiting, lock, place), tries) if logs else ""
     except Exception as error:  # W&B raises many kinds
         return str(error).rstrip(".")
 
@@ -192,27 +217,25 @@ def read_logs(folder: Path, run_id: str | None = None) -> list[TransactionLog]:
     return [log for log in recorded if run_id in (None, log.of_kind("run")[0].run_id)]
 
 
-def sync_logs(
-    folder: Path, logs: list[TransactionLog], tries: int, lock: IO[str] | None, checkpoints: bool
-) -> str:
+def sync_logs(sending: "Sending", tries: int) -> str:
     """Send what W&B lacks of a run's logs; see `sync_run`."""
     sent: dict[Path, str] = {}
     rows = -1
     while True:
-        remote = RemoteRun(logs)
+        remote = RemoteRun(sending.logs, sending.place)
         if rows == 0:  # the client says it only with a row
             remote.run.summary.update({"_step": remote.run.lastHistoryStep})
         remove_uploaded(sent, remote.digests)
-        waiting = sorted(folder.glob("uploads/*.ckpt")) if checkpoints else []
-        rows = sum(len(log.times) for log in logs) - remote.rows
-        lacks = words_for(rows, len(waiting), remote.ended)
+        sending.waiting = [file for file in sending.waiting if file.exists()]
+        rows = sum(len(log.times) for log in sending.logs) - remote.rows
+        lacks = words_for(rows, len(sending.waiting), remote.ended)
         if not lacks:
-            for log in logs:
+            for log in sending.logs:
                 Path(f"{log.file}.synced").touch()  # nobody's `wandb sync` sends it again
         if not lacks or not tries:
-            return lacks
+            return f"{lacks} ({sending.reason})" if lacks and sending.reason else lacks
         tries -= 1
-        sent = send(Sending(folder, logs, remote, waiting, lock))
+        sent = send(sending, remote)
 
 
 def remove_uploaded(sent: dict[Path, str], digests: set[str]) -> None:
@@ -242,58 +265,70 @@ class Sending:
 
     folder: Path
     logs: list[TransactionLog]
-    remote: RemoteRun
     waiting: list[Path]  # checkpoints
     lock: IO[str] | None
+    place: Place
     copies: list[Path] = field(default_factory=list)
+    reason: str = ""  # why W&B refuses it
 
 
-def send(sending: Sending) -> dict[Path, str]:
+def send(sending: Sending, remote: RemoteRun) -> dict[Path, str]:
     """Give W&B's client copies of the logs with what W&B lacks.
 
     Returns:
         The digests of the checkpoints in them, by file.
     """
     last = sending.logs[-1]
-    artifacts, digests = artifact_records(sending.waiting, last) if sending.waiting else ([], {})
-    known = sending.remote.rows
+    artifacts, digests = artifact_records(sending) if sending.waiting else ([], {})
+    known = remote.rows
     before: list[Record] = []  # summaries of the logs before
     for log in sending.logs:
         skipped = min(known, len(log.times))
         known -= skipped
         if skipped < len(log.times) or log is last:
             extra = before + (artifacts if log is last else [])
-            sending.copies.append(write_copy(sending, log, skipped, extra))
+            until = seen(log, skipped, remote)
+            records = missing_records(log, sending.folder, skipped, until, extra)
+            sending.copies.append(write_copy(log, records))
         before = before + [record for record in log.records if kind_of(record) == "summary"]
     run_wandb_sync(sending)
     for copy in sending.copies:
         copy.unlink()
         Path(f"{copy}.synced").unlink(missing_ok=True)
+    sending.copies = []
     return digests
 
 
-def write_copy(sending: Sending, log: TransactionLog, skipped: int, extra: list[Record]) -> Path:
-    """Write a copy of a log without its first rows, and with further records."""
+def seen(log: TransactionLog, skipped: int, remote: RemoteRun) -> float:
+    """Return the time until which W&B has what was printed and measured."""
+    if remote.ended:
+        return math.inf
+    return log.times[skipped - 1] if skipped else 0.0
+
+
+def write_copy(log: TransactionLog, records: Iterator[Record]) -> Path:
+    """Write a log beside another one, with other records."""
     copy = log.file.with_name("missing.wandb")
-    seen = log.times[skipped - 1] if skipped else 0.0
-    if sending.remote.ended:
-        seen = math.inf
-    records = missing_records(log, sending.folder, skipped, seen, extra)
     write_log(copy, log.file.read_bytes()[:HEADER], records)
     Path(f"{copy}.syncstate").unlink(missing_ok=True)  # else the first row gets an earlier step
     return copy
 
 
 def run_wandb_sync(sending: Sending) -> None:
+    """Have W&B's client send the copies, and note what it says of a refusal."""
     words = [sys.executable, "-m", "wandb", "sync", "--include-online", "--include-synced"]
-    subprocess.run(
-        [*words, *map(str, sending.copies)],
-        env={**os.environ, **QUIET, **RETRY_LIMITS, "WANDB_DIR": str(sending.folder)},
+    environment = {**os.environ, **QUIET, **RETRY_LIMITS, "WANDB_DIR": str(sending.folder)}
+    done = subprocess.run(
+        [*words, *sending.place.words, *map(str, sending.copies)],
+        env={**environment, "WANDB_SILENT": "false"},
         stdin=sending.lock or DEVNULL,
         stdout=DEVNULL,
-        stderr=DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
         check=False,
     )
+    errors = re.findall(r"^wandb: ERROR (.+)$", done.stderr, re.MULTILINE)
+    sending.reason = errors[-1] if errors else ""
 
 
 def missing_records(
@@ -335,29 +370,28 @@ def relocate_artifact(record: Record, run_id: str, folder: Path) -> None:
             entry.local_path = str(folder / path)
 
 
-def artifact_records(
-    waiting: list[Path], log: TransactionLog
-) -> tuple[list[Record], dict[Path, str]]:
+def artifact_records(sending: Sending) -> tuple[list[Record], dict[Path, str]]:
     """Return what W&B's client records of checkpoints, and their digests by file.
 
     They are recorded by a run that is never sent.
     """
     from .wandb_uploads import checkpoint_artifact  # not before: it imports torch
 
+    log = sending.logs[-1]
     commit = commit_of(log)
-    of = log.of_kind("run")[0]
+    entity, project = sending.place.of(log)
     digests: dict[Path, str] = {}
     step, digest = -1, ""
     with TemporaryDirectory() as scratch:
         run = wandb.init(
-            entity=of.entity or None,
-            project=of.project or None,
+            entity=entity,
+            project=project,
             dir=scratch,
-            id=of.run_id,
+            id=log.of_kind("run")[0].run_id,
             mode="offline",
             settings=wandb.Settings(console="off"),
         )
-        for file in waiting:
+        for file in sending.waiting:
             try:
                 artifact, aliases = checkpoint_artifact(file, run.id, commit)
             except UsageError as error:  # the file is broken
@@ -368,7 +402,7 @@ def artifact_records(
                 step = artifact.metadata["step"]
             digests[file] = digest
         run.finish()
-        wandb.teardown()  # only then is the log sure to be complete
+        end_session()  # only then is the log sure to be complete
         (file,) = Path(scratch).glob("wandb/*run-*/*.wandb")
         return [one for one in read_log(file) if kind_of(one) == "artifact"], digests
 

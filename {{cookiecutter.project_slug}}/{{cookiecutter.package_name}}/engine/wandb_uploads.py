@@ -1,5 +1,6 @@
 """Checkpoints as artifacts of W&B, up and down. Imports wandb, which takes a second."""
 
+import math
 import os
 import shutil
 import time
@@ -19,8 +20,10 @@ if TYPE_CHECKING:
     from lightning.pytorch.callbacks import ModelCheckpoint
     from wandb import Run
 
+NAME_FILE = "artifact"  # in `uploads/`: the name of the artifact, if it is not the usual one
 RETRY_SECONDS = 5
-EXIT_SECONDS = 20  # after a signal or an error: whoever sends a signal kills after 30 s
+EXIT_SECONDS = 12  # after a signal or an error: whoever sends a signal kills after 30 s
+POLL_SECONDS = 0.1
 
 
 class Uploads:
@@ -35,10 +38,13 @@ class Uploads:
         folder: Folder for what is to be uploaded.
         every: Whether to upload every checkpoint as it is saved, not the best and the last at the
             end.
-        timeout: Seconds that the end may wait for uploads.
+        timeout: Seconds that the end may wait for uploads; None for ever.
+        name: Name of the artifact, if it is not `model-` and the run's id.
     """
 
-    def __init__(self, run: "Run", folder: Path, every: bool, timeout: float) -> None:
+    def __init__(
+        self, run: "Run", folder: Path, every: bool, timeout: float | None, name: str | None
+    ) -> None:
         self.run = run
         self.folder = folder
         self.every = every
@@ -50,6 +56,8 @@ class Uploads:
         self.closed = Event()
         self.queue: SimpleQueue[Path | None] = SimpleQueue()
         folder.mkdir(exist_ok=True)
+        if name:
+            (folder / NAME_FILE).write_text(name, encoding="utf-8")
         for file in sorted(folder.glob("*.ckpt")):  # what an earlier start left
             self.queue.put(file)
         self.thread = Thread(target=self._work, daemon=True)
@@ -66,7 +74,14 @@ class Uploads:
         for saving in self.saving.values():
             self._queue_files(saving)
         self.queue.put(None)
-        self.thread.join(min(self.timeout, EXIT_SECONDS) if exit_code else self.timeout)
+        most = math.inf if self.timeout is None else self.timeout
+        end = time.monotonic() + (min(most, EXIT_SECONDS) if exit_code else most)
+        while self.thread.is_alive() and time.monotonic() < end and not self.closed.is_set():
+            self.thread.join(POLL_SECONDS)
+        self.closed.set()
+
+    def abandon(self) -> None:
+        """Leave what is not uploaded to `sync`; `close` then returns."""
         self.closed.set()
 
     def _queue_files(self, saving: "ModelCheckpoint") -> None:
@@ -136,7 +151,9 @@ def checkpoint_artifact(
     }
     if record.get("score") is not None:
         about |= {"monitor": record["monitor"], "score": record["score"]}
-    artifact = wandb.Artifact(f"model-{run_id}", "model", metadata=about)
+    named = file.with_name(NAME_FILE)
+    name = named.read_text(encoding="utf-8") if named.exists() else f"model-{run_id}"
+    artifact = wandb.Artifact(name, "model", metadata=about)
     artifact.add_file(str(file), "model.ckpt", policy="immutable")
     return artifact, ["latest", file.stem.partition("-")[2]]
 
