@@ -43,7 +43,7 @@ class BackgroundCheckpointIO(TorchCheckpointIO):
     def writer(self) -> CheckpointWriter:
         if self._writer is None:
             self._writer = CheckpointWriter(say_if_unreadable)
-            self._host = HostCopy(self._writer.wait_until_written)
+            self._host = HostCopy(self._wait_until_written)
         return self._writer
 
     @contextmanager
@@ -114,8 +114,14 @@ class BackgroundCheckpointIO(TorchCheckpointIO):
         self._writer.raise_error()
         self._tell_loggers()
         self._begun = self._writer.asked
-        tickets = [ticket for ticket, _ in self._untold]
-        self._writer.release(removes_until=min(tickets, default=math.inf))
+        self._writer.release(untold=self._first_untold)
+
+    @property
+    def _first_untold(self) -> float:
+        return min((ticket for ticket, _ in self._untold), default=math.inf)
+
+    def _wait_until_written(self) -> None:
+        self.writer.wait_until_written(self._first_untold)
 
     def drop_held(self) -> None:
         """Leave files as they are: neither write nor remove what was asked for since the last step.
@@ -155,7 +161,9 @@ class BackgroundCheckpointIO(TorchCheckpointIO):
         if self._writer is None or self._writer.is_idle or "://" in str(path):
             super().remove_checkpoint(path)
         else:
-            self._writer.remove(super().remove_checkpoint, Path(path))
+            # What was saved in this step does not need the file any more.
+            before = [ticket for ticket, _ in self._untold if ticket <= self._begun]
+            self._writer.remove(super().remove_checkpoint, Path(path), max(before, default=0))
 
     def load_checkpoint(
         self,

@@ -80,10 +80,16 @@ class CheckpointWriter:
         self.held.append(job)
         return job
 
-    def remove(self, remove: Callable[[Path], None], path: Path) -> None:
-        """Hold the removal of a file, until what was asked for before is in its place."""
+    def remove(self, remove: Callable[[Path], None], path: Path, after: int) -> None:
+        """Hold the removal of a file, until what was asked for before is in its place.
+
+        Args:
+            remove: What removes it.
+            path: The file.
+            after: Number of what loggers have to be told of before.
+        """
         self.asked += 1
-        self.held.append(Removal([self.asked], [path], remove=remove))
+        self.held.append(Removal([self.asked], [path], remove=remove, after=after))
 
     def drop_after(self, ticket: int) -> None:
         """Neither write nor remove what is held and was asked for after a number."""
@@ -96,12 +102,12 @@ class CheckpointWriter:
             job.paths = [*(path for path in other.paths if path not in job.paths), *job.paths]
             job.tickets = [*other.tickets, *job.tickets]
 
-    def release(self, waits_for_rows: bool = True, removes_until: float = math.inf) -> None:
+    def release(self, waits_for_rows: bool = True, untold: float = math.inf) -> None:
         """Have what is held done: first the writing, then the removing.
 
         Args:
             waits_for_rows: Whether files take their place after what is logged by now.
-            removes_until: Removals that were asked for after this number are held on.
+            untold: Number of the first file of which loggers are still to be told.
         """
         if self.error:
             self.held = []
@@ -110,7 +116,7 @@ class CheckpointWriter:
         may_be_placed = self.mark() if waits_for_rows else lambda: True
         writing = [job for job in self.held if not isinstance(job, Removal)]
         others = [job for job in self.held if isinstance(job, Removal)]
-        removing = [job for job in others if job.tickets[0] <= removes_until]
+        removing = [job for job in others if job.after < untold]
         for job in writing:
             job.may_be_placed = may_be_placed
         self.held = [job for job in others if job not in removing]
@@ -138,9 +144,9 @@ class CheckpointWriter:
             open_tickets = [number for job in (*self.queue, *self.held) for number in job.tickets]
         return min(open_tickets, default=self.asked + 1) - 1
 
-    def wait_until_written(self) -> None:
-        """Wait until no content is needed any more; all that is held is released but removals."""
-        self.release(removes_until=0)
+    def wait_until_written(self, untold: float = math.inf) -> None:
+        """Wait until no content is needed any more; what is held is released, see `release`."""
+        self.release(untold=untold)
         with self.change:
             self.change.wait_for(lambda: not any(job.content for job in self.queue))
 
@@ -244,6 +250,7 @@ class CheckpointWriter:
 @dataclass(eq=False)
 class Removal(Job):
     remove: Callable[[Path], None] = Path.unlink
+    after: int = 0
 
 
 def is_removal_of(path: Path, job: Job) -> bool:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 NAME_FILE = "artifact"  # in `uploads/`: the name of the artifact, if it is not the usual one
 RETRY_SECONDS = 5
-EXIT_SECONDS = 12  # after a signal or an error: whoever sends a signal kills after 30 s
+EXIT_SECONDS = 10  # after a signal or an error: whoever sends a signal kills after 30 s
 POLL_SECONDS = 0.1
 
 
