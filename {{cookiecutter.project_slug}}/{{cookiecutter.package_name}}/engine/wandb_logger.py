@@ -291,6 +291,8 @@ class RunWandbLogger(WandbLogger):
         run = wandb_run(self)
         if rank_zero_only.rank or run is None or run.disabled:  # type: ignore[attr-defined]
             return lambda: True
+        if self.joined:  # its client takes its time
+            return lambda: True
         self.growing = self.growing or GrowingLog(Path(run.settings.sync_file))
         return RowsWritten(run, self.growing, self.first_row)
 
