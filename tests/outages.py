@@ -7,7 +7,6 @@ measures how long that lives after its training has ended. Busy processes run be
 """
 
 import argparse
-import os
 import random
 import statistics
 import subprocess
@@ -54,7 +53,9 @@ class Round:
 
     def __str__(self) -> str:
         what = f"seed {self.seed}: {self.fault} after {self.moment:.1f} s"
-        return f"{what}: code {self.code}, ended {self.seconds:.1f} s after the training {self.left}"
+        return (
+            f"{what}: code {self.code}, ended {self.seconds:.1f} s after the training {self.left}"
+        )
 
 
 def outage(project: Path, home: Path, seed: int) -> Round:
@@ -117,7 +118,7 @@ def main() -> None:
     rounds = []
     with tempfile.TemporaryDirectory() as folder, busy(given.busy):
         home = Path(folder)
-        project = bake(home, package_name="odd_duck", project_slug="Odd.Duck")
+        project = bake(home, home, package_name="odd_duck", project_slug="Odd.Duck")
         for seed in range(given.seed, given.seed + given.rounds):
             rounds.append(outage(project, home, seed))
             print(rounds[-1], flush=True)
@@ -126,7 +127,9 @@ def main() -> None:
     seconds = [one.seconds for one in rounds]
     bad = sum(not one.is_good for one in rounds)
     middle = statistics.median(seconds)
-    print(f"{len(rounds)} outages, {bad} bad; the end took {middle:.1f} s, {max(seconds):.1f} at most")
+    print(
+        f"{len(rounds)} outages, {bad} bad; the end took {middle:.1f} s, {max(seconds):.1f} at most"
+    )
     raise SystemExit(bad > 0)
 
 

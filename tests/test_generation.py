@@ -113,6 +113,7 @@ OPTIONS = [
     if default_answers(**NO_PART)[option] != answer
 ]
 CHANGED = {  # by an option, besides the files that are there for it alone
+    "wandb_checkpoints": {"configs/defaults.yaml"},
     "license": {"LICENSE", "pyproject.toml"},
     "python_version": {"README.md", "pyproject.toml"},
     "slurm": {"README.md"},

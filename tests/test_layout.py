@@ -82,6 +82,7 @@ READ_BACK = {
     "run": {"RUNS_ROOT"},
     "distributed": {"PARENT_VARIABLE", "MASTER_PORT", "TORCHELASTIC_USE_AGENT_STORE"},  # launchers'
     "wandb_session": {"HTTP_TIMEOUT", "SERVICE"},  # to restore it
+    "wandb_variables": {"WANDB_DIR"},  # before there is a run
 }
 CONTAINERS = re.compile(
     r"([\w.]*\.)?(list|dict|set|bytearray|ExitStack|defaultdict|OrderedDict|Counter|deque|Weak\w+)\("

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import outages
 import pytest
 import wandb
 from bakery import environment
@@ -63,7 +65,7 @@ class User:
             assert wandb.run is None
         else:
             wandb.log({"a": self.rows})
-            wandb.config.update({"rows": self.rows}, allow_val_change=True)
+            wandb.config["rows"] = self.rows
             self.rows += 1
         api = self.api or wandb.Api()
         assert api.default_entity == "team"
@@ -74,8 +76,9 @@ BEGINS = ("nothing", "setup", "login", "api", "a finished run", "an open run")
 
 
 @pytest.fixture
-def clean(online: WandbServer) -> Iterator[None]:
+def clean(online: WandbServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A process without a session of W&B, before and after, while the server is there."""
+    monkeypatch.chdir(tmp_path)
     wandb.teardown()
     yield
     wandb.teardown()
@@ -195,9 +198,7 @@ NOTEBOOK = (
 
 
 @pytest.fixture
-def process(
-    online: WandbServer, command: Commands, tmp_path: Path
-) -> Callable[[list[str]], str]:
+def process(online: WandbServer, command: Commands, tmp_path: Path) -> Callable[[list[str]], str]:
     """Runs Python in the project, in an separate environment."""
 
     def run(words: list[str]) -> str:
@@ -244,15 +245,19 @@ def test_a_notebook_uses_wandb_before_between_and_after_its_trainings(
     command: Commands,
     tmp_path: Path,
 ) -> None:
-    import nbformat
-
     line = FIT.replace("@digits", "configs/digits.yaml")
-    cells = [nbformat.v4.new_code_cell(source.format(line=line)) for source in NOTEBOOK]
-    notebook = nbformat.v4.new_notebook(cells=cells)
+    cells = [source.format(line=line) for source in NOTEBOOK]
     folder = f"import os, sys\nos.chdir({str(command.project)!r})\nsys.path.insert(0, '.')"
-    notebook.cells.insert(0, nbformat.v4.new_code_cell(folder))
+    about: dict[str, Any] = {"cell_type": "code", "metadata": {}, "outputs": []}
+    about["execution_count"] = None
+    notebook = {
+        "cells": [about | {"id": f"c{n}", "source": s} for n, s in enumerate([folder, *cells])],
+        "metadata": {},
+        "nbformat": 4,
+        "nbformat_minor": 5,
+    }
     file = tmp_path / "uses.ipynb"
-    nbformat.write(notebook, file)
+    file.write_text(json.dumps(notebook))
     jupyter = str(Path(sys.executable).with_name("jupyter"))
     process([jupyter, "execute", "--inplace", "--timeout=300", str(file)])
     results = [
@@ -275,10 +280,12 @@ def test_a_folder_that_was_renamed_stays_the_same_run(
     first = command(FIT).run
     assert first is not None
     renamed = first.rename(first.with_name("a-better-name"))
-    more = command(f"fit --resume {renamed} --trainer.max_epochs 2")
-    assert (more.code, more.err) == (0, ""), more
+    online_again = command(f"fit --resume {renamed} --trainer.max_epochs 2")
+    assert (online_again.code, online_again.err) == (0, ""), online_again
     assert list(online.runs) == [first.name]
-    offline = command(f"fit --resume {renamed} --trainer.max_epochs 3 --trainer.logger.offline true")
+    offline = command(
+        f"fit --resume {renamed} --trainer.max_epochs 3 --trainer.logger.offline true"
+    )
     again = renamed.rename(first.with_name("the-best-name"))
     synced = command(f"sync {again}")
     assert (offline.code, synced.code) == (0, 0), (offline, synced)
@@ -296,3 +303,107 @@ def test_a_copy_of_a_folder_is_another_run(online: WandbServer, command: Command
     copy = shutil.copytree(first, first.with_name("a-copy"))
     assert command(f"fit --resume {copy} --trainer.max_epochs 2").code == 0
     assert sorted(online.runs) == sorted([first.name, "a-copy"])
+
+
+# On other ranks, and without W&B.
+
+CALLS = """
+import wandb
+from odd_duck.model import Classifier
+
+
+class Calls(Classifier):
+    def on_fit_start(self):
+        run = self.logger.experiment
+        run.config.update({"pool": "north"})
+        run.summary["begun"] = True
+        wandb.config.update({"by_config": 1})
+        wandb.config["by_key"] = 2
+        wandb.run.summary["by_summary"] = 3
+        wandb.summary["by_module"] = 4
+        wandb.define_metric("by_log", summary="max")
+        wandb.run.define_metric("by_log", summary="max")
+        wandb.watch(self)
+        wandb.unwatch(self)
+        wandb.run.tags = (*wandb.run.tags, "called")
+        with open("FOLDER/saved.txt", "w") as file:
+            file.write("saved")
+        wandb.save("FOLDER/saved.txt", base_path="FOLDER", policy="now")
+        if OFFLINE:
+            wandb.alert("title", "text")
+
+    def training_step(self, batch, batch_idx):
+        wandb.log({"by_log": batch_idx})
+        wandb.run.log({"by_run": batch_idx})
+        return super().training_step(batch, batch_idx)
+"""
+
+
+@pytest.mark.parametrize("flags", ["--trainer.fast_dev_run true", "--config @debug"])
+def test_a_models_calls_of_wandb_do_nothing_in_a_dry_run(
+    flags: str, command: Commands, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = CALLS.replace("OFFLINE", "True").replace("FOLDER", str(tmp_path))
+    (tmp_path / "dry_calls.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    outcome = command(f"{FIT} --model dry_calls.Calls {flags}")
+    assert (outcome.code, outcome.err) == (0, ""), outcome
+    assert wandb.run is None
+    with pytest.raises(wandb.Error):
+        wandb.log({"a": 1})  # as before
+    assert not (tmp_path / "wandb").exists()
+
+
+@pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_models_calls_of_wandb_act_on_the_first_rank_and_do_nothing_on_others(
+    ranks: int, online: WandbServer, process: Callable[[list[str]], str], tmp_path: Path
+) -> None:
+    code = CALLS.replace("OFFLINE", "False").replace("FOLDER", str(tmp_path))
+    (tmp_path / "ranks_calls.py").write_text(code)
+    line = FIT.replace("@digits", "configs/digits.yaml")
+    devices = f"--trainer.accelerator cpu --trainer.devices {ranks} --model ranks_calls.Calls"
+    path = f"PYTHONPATH={tmp_path}"
+    process(["env", path, sys.executable, "main.py", *line.split(), *devices.split()])
+    (run,) = online.runs.values()
+    called = {name: run.config[name] for name in ("pool", "by_config", "by_key")}
+    assert called == {"pool": "north", "by_config": 1, "by_key": 2}
+    assert (run.summary["begun"], run.summary["by_summary"], run.summary["by_module"]) == (
+        True,
+        3,
+        4,
+    )
+    assert [row["by_log"] for row in run.history if "by_log" in row] == [0]
+    assert [row["by_run"] for row in run.history if "by_run" in row] == [0]
+    assert run.metrics["by_log"].summary == ["max"]
+    assert run.tags == ["called"]
+    assert run.files["saved.txt"] == b"saved"
+
+
+def test_an_end_that_waits_says_for_what_and_how_to_leave_it(
+    online: WandbServer, command: Commands, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logger = sys.modules["odd_duck.engine.wandb_logger"]
+    monkeypatch.setattr(logger, "SILENT_SECONDS", 0.5)
+    line = f"{FIT} --trainer.logger.log_model true --trainer.logger.finish_timeout 9"
+    online.fail("503", "storage")
+    outcome = command(line)
+    assert outcome.code == 0, outcome
+    waits, lacks = outcome.out.splitlines()[-2:]
+    sync = r"python \S+main.py sync \S+"
+    assert re.fullmatch(
+        rf"W&B      waits at most 9 s for \d checkpoints? to be sent; Ctrl-C leaves it to: {sync}",
+        waits,
+    ), outcome.out
+    assert re.fullmatch(
+        rf"W&B      has not all of this run \(.+\); to send the rest: {sync}", lacks
+    )
+
+
+@pytest.mark.slow
+def test_outages_at_random_moments_beside_busy_processes_do_not_hold_the_end(
+    command: Commands, tmp_path: Path
+) -> None:
+    with outages.busy(2):
+        rounds = [outages.outage(command.project, tmp_path, seed) for seed in range(4)]
+    assert all(one.is_good for one in rounds), "\n".join(map(str, rounds))

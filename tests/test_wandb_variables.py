@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import wandb
 import yaml
+from bakery import TEMPLATE
 from command import Commands, Outcome
-from conftest import TEMPLATE
 from wandb_record import records
 from wandb_server import WandbServer
 
@@ -100,7 +100,11 @@ def test_a_variable_leaves_another_logger_alone(
         ({"WANDB_INIT_TIMEOUT": "31"}, "", {"init_timeout": 31}),
         ({"WANDB_FINISH_TIMEOUT": "25"}, "", {"finish_timeout": 10}),
         ({"WANDB_FINISH_TIMEOUT": "0"}, "", {"finish_timeout": 0}),
-        ({"WANDB_FINISH_TIMEOUT": "25"}, "--trainer.logger.finish_timeout 15", {"finish_timeout": 5}),
+        (
+            {"WANDB_FINISH_TIMEOUT": "25"},
+            "--trainer.logger.finish_timeout 15",
+            {"finish_timeout": 5},
+        ),
         ({"WANDB_SAVE_CODE": "false"}, "", {"save_code": False}),
         ({"WANDB_DISABLE_CODE": "true"}, "", {"save_code": False}),
         ({"WANDB_RESUME": "never"}, "", {"resume": "never"}),
@@ -108,9 +112,17 @@ def test_a_variable_leaves_another_logger_alone(
         ({"WANDB_DISABLE_GIT": "true"}, "", {"disable_git": True}),
         ({"WANDB__STATS_SAMPLING_INTERVAL": "7"}, "", {"x_stats_sampling_interval": 7}),
         ({}, "--trainer.logger.settings.init_timeout 9", {"init_timeout": 9}),
-        ({"WANDB_INIT_TIMEOUT": "31"}, "--trainer.logger.settings.init_timeout 9", {"init_timeout": 9}),
-        ({}, "--trainer.logger.init.settings {\"show_emoji\":false}", {"show_emoji": False}),
-        ({}, "--trainer.logger.init {\"save_code\":false,\"reinit\":\"create_new\"}", {"save_code": False}),
+        (
+            {"WANDB_INIT_TIMEOUT": "31"},
+            "--trainer.logger.settings.init_timeout 9",
+            {"init_timeout": 9},
+        ),
+        ({}, '--trainer.logger.init.settings {"show_emoji":false}', {"show_emoji": False}),
+        (
+            {},
+            '--trainer.logger.init {"save_code":false,"reinit":"create_new"}',
+            {"save_code": False},
+        ),
         ({}, "--trainer.logger.init.sync_tensorboard true", {"sync_tensorboard": True}),
         ({"WANDB_MODE": "dryrun"}, "", {"mode": "dryrun"}),
     ],
@@ -197,7 +209,10 @@ def test_a_fork_and_a_rewind_are_recorded_or_one_line(command: Commands) -> None
         ("--trainer.logger.tags [a,a]", ""),
         ("--trainer.logger.config '{1: 2}'", ""),
         ("--trainer.logger.settings.base_url not-a-url", "trainer.logger.settings.base_url: input"),
-        ("--trainer.logger.settings.init_timout 3", "trainer.logger.settings.init_timout: W&B has no"),
+        (
+            "--trainer.logger.settings.init_timout 3",
+            "trainer.logger.settings.init_timout: W&B has no",
+        ),
         ("--trainer.logger.settings.run_id x", "trainer.logger.settings.run_id: expected --run_id"),
         ("--trainer.logger.settings.root_dir x", "trainer.logger.settings.root_dir: expected"),
         ("--trainer.logger.init.version x", "trainer.logger.init.version: expected --run_id"),

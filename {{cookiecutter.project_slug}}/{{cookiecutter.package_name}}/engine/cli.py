@@ -54,6 +54,7 @@ from .session import session
 from .shutdown import GracefulShutdown
 from .train_state import TrainState
 from .wandb_logger import DryRunLogger, RunWandbLogger
+from .wandb_variables import unused_folder
 
 # What `trainer.barebones` wants left to itself.
 BAREBONES = (
@@ -194,7 +195,7 @@ class CLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         """Give the run its id and folder before anything is made that could need them."""
-        record, notes = self._resolved_config()
+        record, self.notes = self._resolved_config()
         self.run = self._start_run()
         self.checkpoint = self._checkpoint()
         path = self.checkpoint.path
@@ -202,7 +203,7 @@ class CLI(LightningCLI):
         recorded = redact(record)
         options = {display_name(name): value for name, value in iter_settings(recorded)}
         options |= dict(iter_settings(recorded))
-        self.recorder = RunRecorder(self.run, recorded, path, command, notes, options)
+        self.recorder = RunRecorder(self.run, recorded, path, command, self.notes, options)
         self.restore = RestoreRun(self.run, path)
         options = self._of_subcommand(self.config)
         self.monitor = options.monitor
@@ -280,6 +281,7 @@ class CLI(LightningCLI):
         given = line.checkpoint.run_id or line.run_id or os.environ.get("WANDB_RUN_ID")
         run_id, self.shutdown.repeatable = broadcast_run_id(given, self.resources)
         run = Run(run_id, line.checkpoint.root)
+        self.notes += unused_folder(run.folder)
         run.export()
         self.shutdown.run = run
         return run

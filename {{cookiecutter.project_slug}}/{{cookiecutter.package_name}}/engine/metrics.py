@@ -20,7 +20,7 @@ from .distributed import DUMMY_RUN
 from .errors import RunError, UsageError, did_you_mean
 from .lightning_internals import steps_logged
 from .metrics_log import NUMBER, STAGE, STEP, MetricsLog
-from .wandb_logger import RunWandbLogger
+from .wandb_logger import RunWandbLogger, answer_nothing
 
 SUMMARY_RULES = ("min", "max", "mean", "last")
 SIMILAR = 0.85  # of two names, by difflib.SequenceMatcher.ratio: from here on it is a typo
@@ -58,7 +58,7 @@ class MetricsFile(DummyLogger):
     @property
     def experiment(self) -> Any:
         """What does nothing, whatever is called."""
-        return DUMMY_RUN
+        return answer_nothing() if self.is_only_one else DUMMY_RUN
 
     @property
     def save_dir(self) -> str:

@@ -1,6 +1,7 @@
 """Lightning's WandbLogger for a run with a folder: never in the way, and offline where W&B is."""
 
 import os
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from threading import Thread
@@ -36,7 +37,7 @@ FINISH_SECONDS = 60
 EXIT_SECONDS = 20  # after a signal or an error: whoever sends a signal kills after 30 s
 CLIENT_SECONDS = 5  # that W&B's client may take beyond the time that it is given
 SILENT_SECONDS = 3  # that the end waits without a word
-OF_LIGHTNINGS_LOGGER = ("add_file_policy", "checkpoint_name", "prefix")  # may stand in `init` too
+Options = Mapping[str, Any]
 
 
 class RunWandbLogger(WandbLogger):
@@ -88,8 +89,8 @@ class RunWandbLogger(WandbLogger):
         settings: dict[str, Any] | None = None,
         init: dict[str, Any] | None = None,
     ) -> None:
-        from .wandb_options import check_variables, split_init
-
+        self.prefix = (init or {}).get("prefix", prefix)
+        super().__init__(name, save_dir or ".", project=project, prefix=self.prefix)
         options = {
             "project": project,
             "entity": entity,
@@ -101,47 +102,44 @@ class RunWandbLogger(WandbLogger):
             "finish_timeout": finish_timeout,
             "mode": "offline" if offline else None,
         }
-        init = dict(init or {})
-        for_lightning = {key: init.pop(key) for key in OF_LIGHTNINGS_LOGGER if key in init}
-        super().__init__(
-            **{
-                "name": name,
-                "save_dir": save_dir or ".",
-                "project": project,
-                "checkpoint_name": checkpoint_name,
-                "prefix": prefix,
-                **for_lightning,
-            }
-        )
-        settings = {**init.pop("settings", {}), **(settings or {})}
-        init_settings, self.init_arguments = split_init(init)
-        self.given = [
-            *((f"trainer.logger.{name}", name, value) for name, value in options.items()),
-            *((f"trainer.logger.settings.{name}", name, value) for name, value in settings.items()),
-            *(
-                (f"trainer.logger.init.{name}", name, value)
-                for name, value in init_settings.items()
-            ),
-        ]
-        refuse_twice(self.given)
-        further = {**self.init_arguments.get("config", {}), **(config or {})}
-        self.init_arguments["config"] = {str(key): value for key, value in further.items()}
-        self.prefix = for_lightning.get("prefix", prefix)
-        self.artifact_name = for_lightning.get("checkpoint_name", checkpoint_name)
+        self.artifact_name = checkpoint_name
+        self._read_options(options, config or {}, settings or {}, init or {})
         self.run_id: str | None = None
-        self.folder = save_dir
-        self.log_models = log_model
+        self.folder, self.log_models = save_dir, log_model
         self.finish_seconds = 0.0  # 0 waits for ever
         self.ending: Ending | None = None
         self.offline_reason = ""
         self.uploads: Uploads | None = None
-        self.opened_session = False
         self.joined = False  # a run that somebody else has begun, and will end
-        self.finished = False
+        self.opened_session = self.finished = False
         self.first_row = 0
         self.growing: GrowingLog | None = None  # what W&B's client has written
-        check_variables()
         self._settings()
+
+    def _read_options(
+        self, options: Options, config: Options, settings: Options, init: Options
+    ) -> None:
+        """Sort options into settings of W&B and arguments of `wandb.init`, and check them.
+
+        Raises:
+            UsageError: If W&B's client would refuse an option or a variable.
+        """
+        from .wandb_options import check_variables, split_init
+
+        check_variables()
+        left = dict(init)
+        settings = {**left.pop("settings", {}), **settings}
+        config = {**left.pop("config", {}), **config}
+        left.pop("prefix", None)  # see above
+        self.artifact_name = left.pop("checkpoint_name", self.artifact_name)
+        init_settings, self.init_arguments = split_init(left)
+        self.init_arguments["config"] = {str(key): value for key, value in config.items()}
+        self.given = [
+            *((f"trainer.logger.{key}", key, value) for key, value in options.items()),
+            *((f"trainer.logger.settings.{key}", key, value) for key, value in settings.items()),
+            *((f"trainer.logger.init.{key}", key, value) for key, value in init_settings.items()),
+        ]
+        refuse_twice(self.given)
 
     def _settings(self) -> Any:
         """Return W&B's settings that the options give."""
@@ -166,11 +164,11 @@ class RunWandbLogger(WandbLogger):
     @property
     def experiment(self) -> Any:
         """The W&B run, begun when it is first asked for; on other ranks one that does nothing."""
-        import wandb
-
         if rank_zero_only.rank:  # type: ignore[attr-defined]
             return answer_nothing()
         if wandb_run(self) is None:
+            import wandb
+
             run = run_of_parent(self, wandb) or self._joined() or self._begin()
             set_wandb_run(self, run)
             self.first_row, self.growing = run.step, None
@@ -378,11 +376,14 @@ class DryRunLogger(DummyLogger):
 
 
 def answer_nothing() -> Any:
-    """Have W&B's calls do nothing, so that a model may call them here too; return such a run."""
-    import wandb
+    """Have W&B's calls do nothing where no run is open; return a run that does nothing.
 
-    for name in OF_THE_OPEN_RUN:
-        setattr(wandb, name, DUMMY_RUN)
+    So a model may call them on all ranks, and without W&B.
+    """
+    wandb: Any = sys.modules.get("wandb")
+    if wandb is not None and wandb.run is None:
+        for name in OF_THE_OPEN_RUN:
+            setattr(wandb, name, DUMMY_RUN)
     return DUMMY_RUN
 
 
@@ -430,7 +431,9 @@ class Ending:
 
     def _awaited(self) -> str:
         left = len(list(self.folder.glob("uploads/*.ckpt")))
-        return f"{left} checkpoints to be sent" if left else "what is logged to be sent"
+        if left:
+            return f"{left} checkpoint{'s' * (left > 1)} to be sent"
+        return "what is logged to be sent"
 
     def _end(self) -> None:
         try:

@@ -57,12 +57,11 @@ def restored_environment() -> Iterator[None]:
     try:
         yield
     finally:
-        changed = {name for name, value in before.items() if os.environ.get(name) != value}
-        for name in (changed | (os.environ.keys() - before.keys())) - {SERVICE}:
-            if name in before:
-                os.environ[name] = before[name]
-            else:
-                del os.environ[name]
+        for added in os.environ.keys() - before.keys() - {SERVICE}:
+            os.environ.pop(added)
+        changed = {name: value for name, value in before.items() if os.environ.get(name) != value}
+        changed.pop(SERVICE, None)
+        os.environ.update(changed)
 
 
 def take_over_settings(wandb: Any, before: Any) -> None:

@@ -41,6 +41,15 @@ def variable_layers(defaults: Sequence[Layer]) -> list[Layer]:
     return layers
 
 
+def unused_folder(run_folder: Path) -> list[str]:
+    """Return a line if WANDB_DIR names a folder, and no agent of a sweep has set it."""
+    named = os.environ.get("WANDB_DIR", "")
+    if named in ("", str(run_folder)) or "WANDB_SWEEP_ID" in os.environ:
+        return []
+    elsewhere = "W&B's files lie in the run's folder, which --runs_root puts elsewhere"
+    return [f"W&B      WANDB_DIR is not used: {elsewhere}"]
+
+
 def controller_layers() -> list[Layer]:
     """Return layers with what a sweep or `wandb launch` sets for this run.
 
