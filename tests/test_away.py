@@ -121,6 +121,13 @@ def children() -> list[str]:
     return [line for line in listed.splitlines() if "wandb" in line and not line.startswith("Z")]
 
 
+def clients() -> list[int]:
+    """The ids of the processes of W&B's client that this one has started."""
+    words = ("ps", "-o", "pid=,comm=", "--ppid", str(os.getpid()))
+    listed = subprocess.run(words, capture_output=True, text=True, check=True).stdout
+    return [int(line.split()[0]) for line in listed.splitlines() if "wandb" in line]
+
+
 SLOW = pytest.mark.slow
 
 
@@ -211,15 +218,29 @@ def test_wandb_away_in_the_middle_slows_nothing_and_loses_nothing(
     assert steps(online, outcome.run) == list(range(rows(outcome.run)))
 
 
+@pytest.mark.parametrize("offline", [True, False])
+def test_a_client_that_was_killed_is_begun_again_and_no_row_is_lost(
+    offline: bool, online: WandbServer, command: Commands, watch: Watch
+) -> None:
+    watch.events["epoch 1"] = lambda: [os.kill(one, signal.SIGKILL) for one in clients()] and None
+    outcome = fit(command, f"--trainer.logger.offline {offline}".lower())
+    assert (outcome.code, outcome.err) == (0, ""), outcome
+    assert not children()
+    assert command(f"sync {outcome.run}").code == 0
+    (run,) = online.runs.values()
+    assert (run.state, run.exit_code) == ("finished", 0)
+    assert {row["epoch"] for row in run.history if "val/loss" in row} == {0, 1, 2}
+    lost = rows(outcome.run) - len(run.history)
+    assert lost <= 1, "more than what the client was given in its last moment"
+
+
 def test_a_client_that_never_answers_does_not_hold_the_end(
     online: WandbServer, command: Commands, watch: Watch
 ) -> None:
     stopped: list[int] = []
 
     def stop() -> None:
-        words = ("ps", "-o", "pid=,comm=", "--ppid", str(os.getpid()))
-        listed = subprocess.run(words, capture_output=True, text=True, check=True).stdout
-        stopped.extend(int(line.split()[0]) for line in listed.splitlines() if "wandb" in line)
+        stopped.extend(clients())
         for process in stopped:
             os.kill(process, signal.SIGSTOP)
 

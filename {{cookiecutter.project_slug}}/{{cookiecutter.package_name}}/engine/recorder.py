@@ -145,6 +145,7 @@ class RunRecorder(Callback):
         for logger in trainer.loggers:
             if isinstance(logger, RunWandbLogger):
                 logger.log_hyperparams({"run": self.about})
+                logger.correct_config({"run": self.about})
 
 
 def batch_size(loaders: Any) -> int | None:

@@ -275,6 +275,7 @@ class RunWandbLogger(WandbLogger):
         try:
             super().log_metrics(metrics, step)
         except ConnectionError:  # W&B's client was ended, as by SLURM's SIGTERM: begin again
+            forget_run(wandb_run(self))
             end_session()
             set_wandb_run(self, None)
             super().log_metrics(metrics, step)

@@ -89,18 +89,19 @@ def end_session() -> bool:
         return True
     try:
         call_in_time(wandb.teardown, TEARDOWN_SECONDS)
-    except TimeoutError:
+    except Exception:  # W&B raises many kinds: it has ended already, or never will
         kill_client(session)
-    except ConnectionError:  # it has ended already
-        pass
     set_wandb_session(wandb, None)
     return False
 
 
 def forget_run(run: Any) -> None:
-    """Have `end_session` not leave the session for a run whose end was waited for in vain."""
-    if session := wandb_session(sys.modules.get("wandb")):
+    """Have the session be ended although a run is open in it, which has ended or never will."""
+    wandb: Any = sys.modules.get("wandb")
+    if session := wandb_session(wandb):
         session.remove_active_run(run)
+    if wandb is not None and wandb.run is run:
+        wandb.sdk.lib.module.unset_globals()
 
 
 def session_is_open() -> bool:
