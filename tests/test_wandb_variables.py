@@ -3,7 +3,10 @@
 import json
 import os
 import re
+import threading
+import urllib.request
 import warnings
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -277,6 +280,52 @@ def test_what_wandbs_server_refuses_is_offline_with_its_reason(
     assert (there.code, there.err) == (0, ""), there
     (run,) = online.runs.values()
     assert (run.entity, run.project, run.id) == ("other-team", "open", (outcome.run or Path()).name)
+
+
+class Proxy(BaseHTTPRequestHandler):
+    """Passes requests on, and counts them."""
+
+    passed = 0
+
+    def do_POST(self) -> None:
+        Proxy.passed += 1
+        content = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        names = ("Authorization", "Content-Type", "Content-Encoding")
+        headers = {name: self.headers[name] for name in names if name in self.headers}
+        asked = urllib.request.Request(self.path, content or None, headers, method=self.command)
+        direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        with direct.open(asked) as answer:
+            body = answer.read()
+            self.send_response(answer.status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    do_GET = do_PUT = do_POST
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+def test_a_proxy_that_a_setting_names_is_used(online: WandbServer, command: Commands) -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Proxy) as proxy:
+        threading.Thread(target=proxy.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{proxy.server_port}"
+        outcome = command(f"{FIT} --trainer.logger.settings.http_proxy {url}")
+        proxy.shutdown()
+    assert (outcome.code, outcome.err) == (0, ""), outcome
+    (run,) = online.runs.values()
+    assert run.state == "finished"
+    assert Proxy.passed > 3
+
+
+def test_slow_answers_delay_and_lose_nothing(online: WandbServer, command: Commands) -> None:
+    online.fail("slow")
+    outcome = command(f"{FIT} --trainer.log_every_n_steps 1")
+    assert (outcome.code, outcome.err) == (0, ""), outcome
+    (run,) = online.runs.values()
+    assert run.state == "finished"
+    assert {"train/loss", "val/loss"} <= {name for row in run.history for name in row}
 
 
 # The record is the truth.

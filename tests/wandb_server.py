@@ -52,6 +52,7 @@ ENTITIES = (ENTITY, "other-team")
 ORGANIZATION, ORGANIZATION_ENTITY = "organization", "organization-entity"
 REGISTRIES = ("wandb-registry-model", "wandb-registry-dataset")
 PROJECT = "uncategorized"
+SLOW_SECONDS = 0.5  # that an answer takes where answers are slow
 FEATURES = (
     "ARTIFACT_COLLECTION_MEMBERSHIP_FILES",
     "ARTIFACT_COLLECTION_MEMBERSHIP_FILE_DOWNLOAD_HANDLER",
@@ -1199,7 +1200,7 @@ class Fault:
     only: str = "all"
     over: threading.Event = field(default_factory=threading.Event)
 
-    KINDS = ("refuse", "503", "401", "403", "404", "hang", "cut")
+    KINDS = ("refuse", "503", "401", "403", "404", "hang", "cut", "slow")
     PARTS: ClassVar = {
         "graphql": "graphql",
         "files": "file_stream",
@@ -1233,6 +1234,8 @@ class Handler(BaseHTTPRequestHandler):
             fault.over.wait()
             self.close_connection = True
             return
+        if fault and fault.kind == "slow":
+            fault.over.wait(SLOW_SECONDS)
         try:
             if fault and fault.kind.isdigit():
                 raise Refused(int(fault.kind), "fault")
@@ -1411,7 +1414,7 @@ class WandbServer:
             self.changed.notify_all()
 
     def fail(self, kind: str, only: str = "all") -> None:
-        """Fail from now on: "refuse" connections, answer "503", "401", ..., "hang", or "cut"."""
+        """Fail from now on: "refuse" connections, answer "503", ..., "slow", "hang", or "cut"."""
         fault = Fault(kind, only)
         self.recover()
         if kind == "refuse":
