@@ -222,7 +222,11 @@ def test_wandb_away_in_the_middle_slows_nothing_and_loses_nothing(
 def test_a_client_that_was_killed_is_begun_again_and_no_row_is_lost(
     offline: bool, online: WandbServer, command: Commands, watch: Watch
 ) -> None:
-    watch.events["epoch 1"] = lambda: [os.kill(one, signal.SIGKILL) for one in clients()] and None
+    def kill() -> None:
+        for process in clients():
+            os.kill(process, signal.SIGKILL)
+
+    watch.events["epoch 1"] = kill
     outcome = fit(command, f"--trainer.logger.offline {offline}".lower())
     assert (outcome.code, outcome.err) == (0, ""), outcome
     assert not children()
