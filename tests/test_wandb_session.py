@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -65,7 +66,8 @@ class User:
             assert wandb.run is None
         else:
             wandb.log({"a": self.rows})
-            wandb.config["rows"] = self.rows
+            config: Any = wandb.config
+            config.update({"rows": self.rows}, allow_val_change=True)
             self.rows += 1
         api = self.api or wandb.Api()
         assert api.default_entity == "team"
@@ -141,6 +143,84 @@ def test_settings_that_a_caller_has_set_up_count(
     assert {run.group for run in online.runs.values()} == {"folds"}
     assert [run.name for run in online.runs.values()] == ["fold-0", "fold-1"]
     assert {run.project for run in online.runs.values()} == {"Odd.Duck"}  # of defaults.yaml
+
+
+@pytest.mark.usefixtures("clean")
+def test_what_a_caller_sets_in_python_counts_over_variables_and_what_it_read_before_does_not(
+    online: WandbServer, command: Commands, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "online")
+    wandb.setup(wandb.Settings(mode="offline"))
+    assert "W&B      offline; " in command(FIT).out
+    wandb.teardown()
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    wandb.setup()
+    monkeypatch.delenv("WANDB_MODE")
+    assert online.url in command(FIT).out
+
+
+@pytest.mark.usefixtures("clean")
+def test_the_key_of_a_callers_login_stays_in_force(online: WandbServer, command: Commands) -> None:
+    os.environ["WANDB_API_KEY"] = "f" * 40  # the fixture puts it back
+    for _ in range(2):
+        assert wandb.login(key=online.key, verify=True)
+        outcome = command(FIT)
+        assert (outcome.code, outcome.err) == (0, ""), outcome
+        assert online.url in outcome.out
+        assert wandb.Api().default_entity == "team"
+
+
+@pytest.mark.usefixtures("clean")
+@pytest.mark.parametrize("flags", ["--trainer.fast_dev_run true", "--trainer.logger false"])
+def test_a_models_calls_in_a_dry_run_leave_a_callers_open_run_alone(
+    flags: str,
+    online: WandbServer,
+    command: Commands,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    code = CALLS.replace("OFFLINE", "True").replace("FOLDER", str(tmp_path))
+    (tmp_path / "beside_calls.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    run = wandb.init(project="mine", id="alone")
+    outcome = command(f"{FIT} --model beside_calls.Calls {flags}")
+    assert (outcome.code, outcome.err) == (0, ""), outcome
+    assert wandb.run is run
+    run.finish()
+    sent = online.runs["alone"]
+    assert not sent.history
+    assert "by_config" not in sent.config
+
+
+@pytest.mark.usefixtures("clean")
+def test_the_end_of_a_joined_run_is_bounded(online: WandbServer, command: Commands) -> None:
+    run = wandb.init(project="mine", id="joined-away")
+    online.fail("503", "storage")
+    began = time.monotonic()
+    line = f"{FIT} --run_id {run.id} --trainer.logger.log_model true"
+    outcome = command(f"{line} --trainer.logger.finish_timeout 9")
+    assert outcome.code == 0, outcome
+    assert time.monotonic() - began < 9 + 5 + 20
+    online.recover()
+    run.finish()
+
+
+@pytest.mark.usefixtures("clean")
+def test_a_refusal_is_offline_also_where_the_command_has_asked_wandb_before(
+    online: WandbServer, command: Commands, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "asks.py").write_text(
+        "import wandb\n"
+        "from odd_duck.model import Classifier\n"
+        "class Asks(Classifier):\n"
+        "    def __init__(self, num_classes: int):\n"
+        "        super().__init__(num_classes)\n"
+        "        assert wandb.Api().default_entity\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    outcome = command(f"{FIT} --model asks.Asks --trainer.logger.entity nobody")
+    assert (outcome.code, outcome.err) == (0, ""), outcome
+    assert "W&B      offline (entity nobody" in outcome.out
 
 
 @pytest.mark.usefixtures("clean")
@@ -301,8 +381,31 @@ def test_a_copy_of_a_folder_is_another_run(online: WandbServer, command: Command
     first = command(FIT).run
     assert first is not None
     copy = shutil.copytree(first, first.with_name("a-copy"))
-    assert command(f"fit --resume {copy} --trainer.max_epochs 2").code == 0
+    rows = len(online.runs[first.name].history)
+    offline = "--trainer.max_epochs 2 --trainer.logger.offline true"
+    assert command(f"fit --resume {copy} {offline}").code == 0
+    synced = command(f"sync {copy} {first}")
+    assert synced.code == 0, synced
     assert sorted(online.runs) == sorted([first.name, "a-copy"])
+    assert len(online.runs[first.name].history) == rows
+    renamed = copy.rename(copy.with_name("a-renamed-copy"))
+    assert command(f"fit --resume {renamed} --trainer.max_epochs 3").code == 0
+    assert sorted(online.runs) == sorted([first.name, "a-copy"])
+    assert len(online.runs[first.name].history) == rows
+
+
+def test_runs_that_share_a_folder_are_each_sent_once(
+    online: WandbServer, command: Commands, tmp_path: Path
+) -> None:
+    shared = f"{FIT} --trainer.logger.save_dir {tmp_path}"
+    names = []
+    for flags in ("--trainer.logger.offline true", "", "--trainer.logger.offline true"):
+        run = command(f"{shared} {flags}").run
+        names.append(run.name if run else "")
+    for _ in range(2):
+        assert command(f"sync {tmp_path}").code == 0
+    assert sorted(online.runs) == sorted(names)
+    assert len({len(online.runs[name].history) for name in names}) == 1
 
 
 # On other ranks, and without W&B.

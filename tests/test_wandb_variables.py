@@ -385,6 +385,57 @@ def test_what_a_sweep_or_a_launch_sets_acts_and_stands_in_the_whole_configuratio
     assert written["data"]["init_args"]["batch_size"] == 16
 
 
+def test_a_checkpoint_that_a_sweep_draws_is_begun_from(
+    command: Commands, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = command(FIT)
+    assert first.run is not None
+    swept({"init_from": first.run.name}, tmp_path, monkeypatch)
+    trial = command(FIT)
+    assert (trial.code, trial.err) == (0, ""), trial
+    assert "from     " in trial.out
+
+
+@pytest.mark.parametrize(
+    ("variables", "flags", "problem"),
+    [
+        (
+            {"WANDB_FORK_FROM": "r1?_step=3", "WANDB_RESUME": "allow"},
+            "",
+            "W&B's variables and trainer.logger: `fork_from`, `resume`",
+        ),
+        (
+            {"WANDB_RESUME": "allow"},
+            "--trainer.logger.init.fork_from r1?_step=3",
+            "W&B's variables and trainer.logger: `fork_from`, `resume`",
+        ),
+        ({"WANDB_RESUME_FROM": "r1?_step=3"}, "", "resume_from rewinds the run r1: expected"),
+    ],
+)
+def test_variables_that_exclude_each_other_or_the_run_are_one_line(
+    variables: dict[str, str],
+    flags: str,
+    problem: str,
+    command: Commands,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    outcome = command(f"{FIT} {flags}")
+    assert (outcome.code, outcome.run) == (2, None), outcome
+    assert outcome.err.startswith(f"error: {problem}"), outcome.err
+    assert outcome.err.count("\n") == 1
+
+
+def test_sync_says_in_one_line_which_variable_is_wrong(
+    command: Commands, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_BASE_URL", "nowhere")
+    outcome = command("sync")
+    assert outcome.code == 2
+    assert outcome.err.startswith("error: WANDB_BASE_URL: input should be a valid URL")
+
+
 def test_where_a_flag_wins_over_a_sweep_the_record_says_so(
     command: Commands, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -59,6 +59,8 @@ class CommandLine:
         files = read_layers(given.pop("config"), self.renames)
         if values:
             files += read_layers([as_json(values)], self.renames)
+        has_files = bool(files)
+        files += controller_layers()
         given = {**given_in_files(files), **given}
         self.run_id: str | None = given.get("run_id")
         self.root = Path(given.get("runs_root") or runs_root()).expanduser().absolute()
@@ -69,7 +71,7 @@ class CommandLine:
         asked = Asked(
             self.verb,
             self.root,
-            bool(files),
+            has_files,
             model_class if isinstance(model_class, str) else "",
             self.weights_only,
         )
@@ -82,7 +84,7 @@ class CommandLine:
         self.defaults += variable_layers(self.defaults)
         self.under = read_layers(self.checkpoint.under, self.renames, marked)
         over = read_layers(self.checkpoint.over, self.renames, marked)
-        self.asked_layers = [*self.under, *files, *controller_layers(), *over]
+        self.asked_layers = [*self.under, *files, *over]
         self.without_effect: list[str] = []  # what a sweep sets, and is no option
 
     @property

@@ -35,10 +35,10 @@ class Run:
     @property
     def wandb_id(self) -> str:
         """The run's id in W&B: that of its logs, if the folder has been renamed since."""
-        names = {file.stem.removeprefix("run-") for file in self.folder.glob(LOGS)}
-        if len(names) != 1 or (self.root / next(iter(names))).exists():  # this is a copy
-            return self.id
-        return names.pop()
+        logs = sorted(self.folder.glob(LOGS), key=lambda log: log.parent.name.partition("run-")[2])
+        newest = logs[-1].stem.removeprefix("run-") if logs else self.id
+        is_copy = newest != self.id and (self.root / newest).exists()
+        return self.id if is_copy else newest
 
     @property
     def checkpoints(self) -> Path:

@@ -45,9 +45,9 @@ def session(shutdown: GracefulShutdown, resources: ExitStack, runs: bool) -> Ite
     """
     import_package_modules()
     raised: BaseException | None = None
-    with restored_environment(), own_session() if runs else nullcontext():
+    with restored_environment():
         os.environ.update({**QUIET, **os.environ})
-        with warnings.catch_warnings(), resources:
+        with own_session() if runs else nullcontext(), warnings.catch_warnings(), resources:
             silence_libraries()
             resources.enter_context(without_copies_to_the_same_device())
             if runs:

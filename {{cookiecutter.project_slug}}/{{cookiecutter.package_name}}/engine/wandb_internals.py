@@ -38,3 +38,31 @@ def kill_client(session: Any) -> None:
     if process is not None:
         process.kill()
         process.wait()
+
+
+def variables_of(session: Any) -> dict[str, str]:
+    """Return the environment that a session has read its settings from.
+
+    Without it, what a variable said then counts as if somebody had set it in Python.
+    """
+    return dict(getattr(session, "_settings_environ", None) or {})
+
+
+def credentials(wandb: Any) -> Any:
+    """Return the credentials that W&B's client keeps in this process; None without any."""
+    return getattr(keeper_of_credentials(wandb), "_session_auth", None)
+
+
+def set_credentials(wandb: Any, kept: Any) -> None:
+    """Put credentials back, which the end of a session forgets.
+
+    Without it an explicit `wandb.login(key=...)` of the caller's is lost after a command.
+    """
+    keeper = keeper_of_credentials(wandb)
+    if hasattr(keeper, "_session_auth"):
+        keeper._session_auth = kept
+
+
+def keeper_of_credentials(wandb: Any) -> Any:
+    library = getattr(getattr(wandb, "sdk", None), "lib", None)
+    return getattr(getattr(library, "wbauth", None), "authenticate", None)

@@ -21,7 +21,8 @@ from .wandb_session import (
     OF_THE_OPEN_RUN,
     end_session,
     forget_run,
-    session_is_open,
+    open_run,
+    session_is_ours,
     unavailable_reason,
 )
 
@@ -151,11 +152,13 @@ class RunWandbLogger(WandbLogger):
         """Log as this run, into its folder unless `save_dir` names another.
 
         Raises:
-            UsageError: If an option belongs to another run.
+            UsageError: If an option or a variable belongs to another run.
         """
+        from .wandb_options import check_together
+
         self.run_id = run.wandb_id
         self.folder = self.folder or str(run.folder)
-        self._settings()
+        check_together(self._settings(), self.run_id)
 
     @property
     def save_dir(self) -> str | None:
@@ -183,8 +186,14 @@ class RunWandbLogger(WandbLogger):
         """Return the run that the caller has open, if it has this run's id."""
         import wandb
 
-        self.joined = wandb.run is not None and wandb.run.id == self.run_id
-        return wandb.run if self.joined else None
+        from .wandb_options import with_defaults
+
+        run = open_run(wandb, self.run_id)
+        self.joined = run is not None
+        if self.joined:
+            default = {"finish_timeout": FINISH_SECONDS}
+            self.finish_seconds = with_defaults(self._settings(), default, "finish_timeout")
+        return run
 
     def _begin(self) -> Any:
         """Begin the W&B run, offline where W&B is not there.
@@ -196,7 +205,7 @@ class RunWandbLogger(WandbLogger):
 
         from .wandb_options import mode_of
 
-        self.opened_session = not session_is_open()
+        self.opened_session = session_is_ours()
         Path(self.folder or ".").mkdir(parents=True, exist_ok=True)  # else W&B takes a temporary
         try:
             if mode_of(self._settings()) == "online":
@@ -458,7 +467,7 @@ class Ending:
     def _lacks(self) -> str:
         from .wandb_sync import sync_run
 
-        return sync_run(self.folder, tries=0)
+        return sync_run(self.folder, tries=0, run_id=self.run.id)
 
 
 def finish_wandb(loggers: Iterable[Any], exit_code: int) -> None:

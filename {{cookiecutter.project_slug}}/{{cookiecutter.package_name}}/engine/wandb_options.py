@@ -10,7 +10,6 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import wandb
-from pydantic import ValidationError
 
 from .errors import UsageError, did_you_mean
 
@@ -101,12 +100,35 @@ def check_variables() -> None:
             raise UsageError(f"{name}: {reason_of(error, value)}") from error
 
 
+def check_together(given: wandb.Settings, run_id: str) -> None:
+    """Check options and W&B's variables with each other, and with the run.
+
+    Raises:
+        UsageError: If W&B's client would refuse them.
+    """
+    left_out = (*ANSWERED_LATER, "WANDB_RUN_ID")  # known by now
+    settings = wandb.Settings()
+    try:
+        settings.update_from_env_vars(
+            {name: value for name, value in os.environ.items() if name not in left_out}
+        )
+        settings.update_from_settings(given)
+    except (ValueError, wandb.errors.Error) as error:
+        raise UsageError(f"W&B's variables and trainer.logger: {reason_of(error, '')}") from error
+    rewound = settings.resume_from
+    if rewound is not None and rewound.run != run_id:
+        raise UsageError(f"resume_from rewinds the run {rewound.run}: expected --run_id with it")
+
+
 def reason_of(error: Exception, value: Any) -> str:
     """Return what is wrong with a value, in a sentence."""
-    if not isinstance(error, ValidationError):
+    details: Any = getattr(error, "errors", None)  # of pydantic, which checks W&B's settings
+    if details is None:
         return str(error)
-    said = error.errors()[0]["msg"].removeprefix("Value error, ")
-    return f"{said[:1].lower()}{said[1:]}, got {value or 'nothing'}"
+    first = details()[0]
+    said = first["msg"].removeprefix("Value error, ")
+    got = f", got {value or 'nothing'}" if first["loc"] else ""
+    return f"{said[:1].lower()}{said[1:]}{got}"
 
 
 def with_defaults(given: wandb.Settings, defaults: Mapping[str, Any], name: str) -> Any:

@@ -4,10 +4,19 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
+from dataclasses import dataclass
 from threading import Thread
 from typing import Any
 
-from .wandb_internals import kill_client, set_wandb_session, wandb_session
+from .wandb_internals import (
+    credentials,
+    kill_client,
+    set_credentials,
+    set_wandb_session,
+    variables_of,
+    wandb_session,
+)
 
 SERVICE = "WANDB_SERVICE"  # names the process of W&B's client, for child processes
 HTTP_TIMEOUT = "WANDB_HTTP_TIMEOUT"  # seconds, a variable of W&B's client
@@ -20,6 +29,16 @@ OF_THE_OPEN_RUN = (
 )
 
 
+@dataclass(frozen=True)
+class Caller:
+    """What the caller of a command has of W&B: the calls for the open run, by name."""
+
+    calls: dict[str, Any]
+
+
+CALLER: ContextVar[Caller | None] = ContextVar("CALLER", default=None)  # within a command
+
+
 @contextmanager
 def own_session() -> Iterator[None]:
     """Give a command a separate W&B session, and put back the one that was there.
@@ -29,25 +48,40 @@ def own_session() -> Iterator[None]:
     """
     wandb = sys.modules.get("wandb")
     service = os.environ.pop(SERVICE, None)
-    before = wandb_session(wandb)
+    before, kept = wandb_session(wandb), credentials(wandb)
     calls = {name: getattr(wandb, name, None) for name in OF_THE_OPEN_RUN if wandb}
-    if before is not None:
+    if wandb is not None:
         set_wandb_session(wandb, None)
         take_over_settings(wandb, before)
+        wandb.sdk.lib.module.unset_globals()
+    token = CALLER.set(Caller(calls))
     try:
         yield
     finally:
+        CALLER.reset(token)
         is_left = end_session()
         if before is not None or not is_left:
             os.environ.pop(SERVICE, None)
-        if not (calls or is_left) and (imported := sys.modules.get("wandb")):
-            imported.sdk.lib.module.unset_globals()  # of a run that did not end in time
         if service:
             os.environ[SERVICE] = service
+        if wandb is None and not is_left and (wandb := sys.modules.get("wandb")):
+            wandb.sdk.lib.module.unset_globals()  # of a run that did not end in time
         if before is not None:
             set_wandb_session(wandb, before)
+        set_credentials(wandb, kept)
         for name, call in calls.items():
             setattr(wandb, name, call)
+
+
+def open_run(wandb: Any, run_id: str | None) -> Any:
+    """Return the run that the caller has open, if it has this id; W&B's calls then act on it."""
+    caller = CALLER.get()
+    run = caller.calls.get("run") if caller else wandb.run
+    if run is None or run.id != run_id:
+        return None
+    for name, call in caller.calls.items() if caller else ():
+        setattr(wandb, name, call)
+    return run
 
 
 @contextmanager
@@ -65,14 +99,20 @@ def restored_environment() -> Iterator[None]:
 
 
 def take_over_settings(wandb: Any, before: Any) -> None:
-    """Give the session that begins what somebody set for the one before, as by `wandb.setup`."""
-    given = before.settings_if_loaded
+    """Give the session that begins what somebody has set in the one before, in Python."""
+    given = before.settings_if_loaded if before is not None else None
     if given is None:
         return
     with suppress(Exception):  # a variable is wrong: the logger says which
+        read = wandb.Settings()
+        read.settings_system = given.settings_system
+        read.update_from_system_settings()
+        read.update_from_env_vars(variables_of(before))
+        read.update_from_system_environment()
         begun = wandb.sdk.wandb_setup.singleton().settings
-        for name in given.model_fields_set - begun.model_fields_set:
-            setattr(begun, name, getattr(given, name))
+        for name in given.model_fields_set:
+            if getattr(given, name) != getattr(read, name):
+                setattr(begun, name, getattr(given, name))
 
 
 def end_session() -> bool:
@@ -104,9 +144,9 @@ def forget_run(run: Any) -> None:
         wandb.sdk.lib.module.unset_globals()
 
 
-def session_is_open() -> bool:
-    """Return True if W&B's client runs for this process."""
-    return SERVICE in os.environ
+def session_is_ours() -> bool:
+    """Return True if the engine may end W&B's session: a command's, or one not yet begun."""
+    return CALLER.get() is not None or SERVICE not in os.environ
 
 
 def unavailable_reason() -> str:
@@ -120,8 +160,11 @@ def unavailable_reason() -> str:
     given = os.environ.get(HTTP_TIMEOUT)
     os.environ[HTTP_TIMEOUT] = given or PREFLIGHT_SECONDS
     opened, wandb.run = wandb.run, None  # a run of the caller's, with which `login` does nothing
+    kept = credentials(wandb)
     try:
         logged_in = wandb.login(prompt=False, verify=True)
+        if logged_in and kept is not None:  # which `login` has not tried again
+            kept.verify()
     except wandb.errors.CommError as error:
         if "did not respond in time" in str(error):
             return "W&B does not answer"

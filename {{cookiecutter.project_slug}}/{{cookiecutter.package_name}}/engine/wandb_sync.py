@@ -30,6 +30,7 @@ from .files import display_path
 from .metrics_log import update_table
 from .run import find_run, runs_root
 from .wandb_log import HEADER, TransactionLog, kind_of, read_log, write_log
+from .wandb_options import check_variables
 from .wandb_session import end_session, own_session, restored_environment, unavailable_reason
 
 try:
@@ -63,6 +64,7 @@ def sync(argv: list[str]) -> None:
     if unknown:
         expected = "expected runs, --runs_root, --entity or --project"
         raise UsageError(f"sync: {expected}, got {unknown[0]}")
+    check_variables()
     root = given.runs_root.expanduser().absolute()
     named = [find_run(run, root, "sync") for run in given.runs]
     for folder in named:
@@ -200,21 +202,36 @@ def sync_run(
     Returns:
         What W&B lacks then, in words, and W&B's reason if it said one; "" if it lacks nothing.
     """
+    lacks = []
     try:
-        logs = read_logs(folder, run_id)
+        *others, last = logs_by_run(folder, run_id) or [[]]
+        for logs in others:
+            lacks.append(sync_logs(Sending(folder, logs, [], lock, place), tries))
         waiting = sorted(folder.glob("uploads/*.ckpt")) if checkpoints else []
-        return sync_logs(Sending(folder, logs, waiting, lock, place), tries) if logs else ""
+        if last:
+            lacks.append(sync_logs(Sending(folder, last, waiting, lock, place), tries))
+        return ", ".join(filter(None, lacks))
     except Exception as error:  # W&B raises many kinds
         return str(error).rstrip(".")
 
 
-def read_logs(folder: Path, run_id: str | None = None) -> list[TransactionLog]:
-    """Return the logs of a run's starts that recorded something, the earliest first."""
+def logs_by_run(folder: Path, run_id: str | None = None) -> list[list[TransactionLog]]:
+    """Return the logs in a folder that recorded something, of each run those of its starts.
+
+    Args:
+        folder: The folder.
+        run_id: The run; None for all but those of another folder, of which this is a copy.
+    """
     files = folder.glob("wandb/*run-*/run-*.wandb")
-    by_time = sorted(files, key=lambda file: file.parent.name.partition("run-")[2])
-    logs = [TransactionLog(file, read_log(file)) for file in by_time]
-    recorded = [log for log in logs if log.of_kind("history") or log.of_kind("exit")]
-    return [log for log in recorded if run_id in (None, log.of_kind("run")[0].run_id)]
+    by_run: dict[str, list[TransactionLog]] = {}
+    for file in sorted(files, key=lambda file: file.parent.name.partition("run-")[2]):
+        log = TransactionLog(file, read_log(file))
+        if log.of_kind("history") or log.of_kind("exit"):
+            by_run.setdefault(log.of_kind("run")[0].run_id, []).append(log)
+    if run_id is not None:
+        return [by_run[run_id]] if run_id in by_run else []
+    is_here = [name == folder.name or not (folder.parent / name).is_dir() for name in by_run]
+    return [logs for logs, here in zip(by_run.values(), is_here, strict=True) if here]
 
 
 def sync_logs(sending: "Sending", tries: int) -> str:
