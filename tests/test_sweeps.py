@@ -216,7 +216,7 @@ def test_a_parameter_that_does_not_exist_or_has_a_wrong_type_is_one_line_and_lea
     for said, sweep in sweeps.items():
         lines = of_the_project(ended(agents[said]))
         (run,) = sweep.runs
-        assert lines == [f"error: wandb/sweep-{sweep.id}/config-{run}.json: {said}", "exit code 2"]
+        assert lines == [f"error: the sweep: {said}", "exit code 2"]
         assert run not in machine.server.runs
     assert sorted(machine.project.glob("runs/*")) == before
 
