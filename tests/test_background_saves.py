@@ -293,7 +293,7 @@ def test_a_logger_is_told_of_a_file_before_the_next_save_removes_it(
                 io.remove_checkpoint(files[number - 1])
             fill = number + 10.0 * (changing and number % 2)  # as if they were averages
             io.save_checkpoint(content(number, fill, size=size), tmp_path / "last.ckpt")
-        time.sleep(0.1)  # the training goes on
+        time.sleep(0.1)  # the training continues
         io.begin_writing()
     io.finish_writing()
     assert told == [(file.name, True) for file in files]
