@@ -79,6 +79,7 @@ FILES = {
     "my_project/engine/train_state.py",
     "my_project/engine/version.py",
     "my_project/engine/wandb_logger.py",
+    "my_project/engine/wandb_ending.py",
     "my_project/engine/wandb_session.py",
     "my_project/engine/wandb_internals.py",
     "my_project/engine/wandb_options.py",

@@ -41,6 +41,7 @@ ROWS = (
     "wandb_log",
     "wandb_uploads",
     "wandb_sync",
+    "wandb_ending",
     "wandb_logger",
     "train_state",
     "background_saves",

@@ -1,5 +1,6 @@
 """Only what is a command's is closed: a caller's runs, sessions and variables stay as they were."""
 
+import importlib
 import json
 import os
 import re
@@ -157,6 +158,17 @@ def test_what_a_caller_sets_in_python_counts_over_variables_and_what_it_read_bef
     wandb.setup()
     monkeypatch.delenv("WANDB_MODE")
     assert online.url in command(FIT).out
+
+
+@pytest.mark.usefixtures("clean")
+def test_sync_sends_also_where_the_callers_session_is_offline(
+    online: WandbServer, command: Commands
+) -> None:
+    wandb.setup(wandb.Settings(mode="offline"))
+    run = command(FIT).run
+    assert run is not None
+    assert command(f"sync {run}").code == 0
+    assert list(online.runs) == [run.name]
 
 
 @pytest.mark.usefixtures("clean")
@@ -486,8 +498,8 @@ def test_a_models_calls_of_wandb_act_on_the_first_rank_and_do_nothing_on_others(
 def test_an_end_that_waits_says_for_what_and_how_to_leave_it(
     online: WandbServer, command: Commands, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    logger = sys.modules["odd_duck.engine.wandb_logger"]
-    monkeypatch.setattr(logger, "SILENT_SECONDS", 0.5)
+    ending = importlib.import_module("odd_duck.engine.wandb_ending")
+    monkeypatch.setattr(ending, "SILENT_SECONDS", 0.5)
     line = f"{FIT} --trainer.logger.log_model true --trainer.logger.finish_timeout 9"
     online.fail("503", "storage")
     outcome = command(line)

@@ -1,5 +1,6 @@
 """W&B's variables, settings and refusals: each counts as W&B documents it, or one line says why."""
 
+import importlib
 import json
 import os
 import re
@@ -91,6 +92,23 @@ def test_a_variable_leaves_another_logger_alone(
     for logger in ("false", "CSVLogger --trainer.logger.save_dir $run"):
         outcome = command(f"{FIT} --trainer.logger {logger}")
         assert (outcome.code, outcome.err) == (0, ""), outcome
+
+
+def test_a_variable_counts_for_a_teams_subclass_of_the_logger_and_below_a_second_default_file(
+    command: Commands, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "team_logger.py").write_text(
+        "from odd_duck.engine import RunWandbLogger\nclass TeamLogger(RunWandbLogger):\n    pass\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("WANDB_PROJECT", "by-variable")
+    (tmp_path / "team.yaml").write_text("trainer: {max_epochs: 1}\n")
+    logger = {"class_path": "team_logger.TeamLogger", "init_args": {"project": "by-default"}}
+    (tmp_path / "logger.yaml").write_text(yaml.safe_dump({"trainer": {"logger": logger}}))
+    cli = importlib.import_module("odd_duck.cli").CLI
+    files = [*cli.default_config_files, str(tmp_path / "logger.yaml"), str(tmp_path / "team.yaml")]
+    monkeypatch.setattr(cli, "default_config_files", files)
+    assert record(command(FIT)).project == "by-variable"
 
 
 # Variables that are settings: over ours, under `settings` and `init`.
@@ -218,6 +236,8 @@ def test_a_fork_and_a_rewind_are_recorded_or_one_line(command: Commands) -> None
         ),
         ("--trainer.logger.settings.run_id x", "trainer.logger.settings.run_id: expected --run_id"),
         ("--trainer.logger.settings.root_dir x", "trainer.logger.settings.root_dir: expected"),
+        ("--trainer.logger.init.offline true", "trainer.logger.init.offline: expected"),
+        ("--trainer.logger.init.add_file_policy mutable", ""),
         ("--trainer.logger.init.version x", "trainer.logger.init.version: expected --run_id"),
         ("--trainer.logger.init.mode on", "trainer.logger.init.mode: input should be 'online'"),
         ("--trainer.logger.init.resume x", "trainer.logger.init.resume: input should be 'allow'"),
@@ -374,7 +394,8 @@ def test_what_a_sweep_or_a_launch_sets_acts_and_stands_in_the_whole_configuratio
             monkeypatch.setenv(name, value)
     outcome = command(FIT)
     assert (outcome.code, outcome.err) == (0, ""), outcome
-    assert "unknown of the sweep is no option" in outcome.out.replace("the launch", "the sweep")
+    source = "the sweep" if way == "sweep" else "the launch"
+    assert f"no option, and without effect: unknown of {source}\n" in outcome.out
     config = whole_config(outcome)
     assert config["model"]["init_args"]["lr"] == 0.5
     assert "class_path" in config["model"]

@@ -243,7 +243,7 @@ class CLI(LightningCLI):
         notes = [f"renamed  {notice}" for notice in line.renames.notices]
         if line.without_effect:
             names = ", ".join(line.without_effect)
-            notes.append(f"W&B      {names} of the sweep is no option, and changes nothing")
+            notes.append(f"W&B      no option, and without effect: {names}")
         if line.checkpoint.from_checkpoint:
             differing = differences(record, line.asked_layers, line.flags)
             notes += [f"differs  {difference}" for difference in differing]

@@ -93,7 +93,9 @@ class CommandLine:
         return [*self.defaults, *self.asked_layers]
 
     def leave_out_unknown(self, options: Collection[str]) -> None:
-        """Leave out what the run of a checkpoint has, and this subcommand has no option for.
+        """Leave out that for which this subcommand has no option.
+
+        What the run of a checkpoint has goes without a word, what a sweep sets is noted.
 
         Args:
             options: The options and sections of the subcommand.

@@ -23,7 +23,8 @@ from .distributed import ExactEvaluation, RankMonitor, requeue
 from .errors import RunError
 from .files import display_path, python_command
 from .run import Run
-from .wandb_logger import PREEMPTED, finish_wandb
+from .wandb_ending import PREEMPTED
+from .wandb_logger import finish_wandb
 
 NAMES = ("SIGINT", "SIGTERM", "SIGUSR1")
 SIGNALS = [getattr(signal, name) for name in NAMES if hasattr(signal, name)]

@@ -26,8 +26,11 @@ RENAMED = {
 SET_ELSEWHERE = {
     "dir": "trainer.logger.save_dir",
     "id": "--run_id",
+    "log_model": "trainer.logger.log_model",
+    "offline": "trainer.logger.offline",
     "root_dir": "trainer.logger.save_dir",
     "run_id": "--run_id",
+    "save_dir": "trainer.logger.save_dir",
     "version": "--run_id",
 }
 ANSWERED_LATER = ("WANDB_API_KEY",)  # where it is wrong, the run is offline
@@ -45,8 +48,7 @@ def split_init(init: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]
     others: dict[str, Any] = {}
     for name, value in init.items():
         option = f"trainer.logger.init.{name}"
-        if name in SET_ELSEWHERE:
-            raise UsageError(f"{option}: expected {SET_ELSEWHERE[name]} in its place")
+        refuse_elsewhere(option, name)
         if name not in known:
             hint = did_you_mean(name, known)
             raise UsageError(f"{option}: wandb.init has no such argument{hint}")
@@ -71,8 +73,7 @@ def checked_settings(options: Iterable[tuple[str, str, Any]], run_id: str | None
         settings.run_id = run_id
     for option, argument, value in options:
         name = RENAMED.get(argument, argument)
-        if name in SET_ELSEWHERE:
-            raise UsageError(f"{option}: expected {SET_ELSEWHERE[name]} in its place")
+        refuse_elsewhere(option, name)
         if name not in wandb.Settings.model_fields:
             hint = did_you_mean(name, wandb.Settings.model_fields)
             raise UsageError(f"{option}: W&B has no such setting{hint}")
@@ -83,6 +84,12 @@ def checked_settings(options: Iterable[tuple[str, str, Any]], run_id: str | None
         except (ValueError, wandb.errors.Error) as error:
             raise UsageError(f"{option}: {reason_of(error, value)}") from error
     return settings
+
+
+def refuse_elsewhere(option: str, name: str) -> None:
+    """Raise a UsageError for what the run has from elsewhere."""
+    if name in SET_ELSEWHERE:
+        raise UsageError(f"{option}: expected {SET_ELSEWHERE[name]} in its place")
 
 
 def check_variables() -> None:

@@ -5,7 +5,6 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
-from dataclasses import dataclass
 from threading import Thread
 from typing import Any
 
@@ -29,14 +28,8 @@ OF_THE_OPEN_RUN = (
 )
 
 
-@dataclass(frozen=True)
-class Caller:
-    """What the caller of a command has of W&B: the calls for the open run, by name."""
-
-    calls: dict[str, Any]
-
-
-CALLER: ContextVar[Caller | None] = ContextVar("CALLER", default=None)  # within a command
+# Within a command, what `wandb` had for its caller's open run, by name.
+CALLS: ContextVar[dict[str, Any] | None] = ContextVar("CALLS", default=None)
 
 
 @contextmanager
@@ -54,32 +47,41 @@ def own_session() -> Iterator[None]:
         set_wandb_session(wandb, None)
         take_over_settings(wandb, before)
         wandb.sdk.lib.module.unset_globals()
-    token = CALLER.set(Caller(calls))
+    token = CALLS.set(calls)
+    is_left = False
     try:
-        yield
-    finally:
-        CALLER.reset(token)
-        is_left = end_session()
+        try:
+            yield
+        finally:
+            CALLS.reset(token)
+            is_left = end_session()
+    finally:  # also where a signal ends the waiting
         if before is not None or not is_left:
             os.environ.pop(SERVICE, None)
         if service:
             os.environ[SERVICE] = service
-        if wandb is None and not is_left and (wandb := sys.modules.get("wandb")):
-            wandb.sdk.lib.module.unset_globals()  # of a run that did not end in time
-        if before is not None:
-            set_wandb_session(wandb, before)
-        set_credentials(wandb, kept)
-        for name, call in calls.items():
-            setattr(wandb, name, call)
+        if wandb is not None:
+            put_back(wandb, before, kept, calls)
+        elif not is_left and (imported := sys.modules.get("wandb")):
+            imported.sdk.lib.module.unset_globals()  # of a run that did not end in time
+
+
+def put_back(wandb: Any, session: Any, kept: Any, calls: dict[str, Any]) -> None:
+    """Put a caller's session, credentials and calls back."""
+    if session is not None:
+        set_wandb_session(wandb, session)
+    set_credentials(wandb, kept)
+    for name, call in calls.items():
+        setattr(wandb, name, call)
 
 
 def open_run(wandb: Any, run_id: str | None) -> Any:
     """Return the run that the caller has open, if it has this id; W&B's calls then act on it."""
-    caller = CALLER.get()
-    run = caller.calls.get("run") if caller else wandb.run
+    calls = CALLS.get()
+    run = wandb.run if calls is None else calls.get("run")
     if run is None or run.id != run_id:
         return None
-    for name, call in caller.calls.items() if caller else ():
+    for name, call in (calls or {}).items():
         setattr(wandb, name, call)
     return run
 
@@ -146,7 +148,7 @@ def forget_run(run: Any) -> None:
 
 def session_is_ours() -> bool:
     """Return True if the engine may end W&B's session: a command's, or one not yet begun."""
-    return CALLER.get() is not None or SERVICE not in os.environ
+    return CALLS.get() is not None or SERVICE not in os.environ
 
 
 def unavailable_reason() -> str:
@@ -177,8 +179,8 @@ def unavailable_reason() -> str:
     return "" if logged_in else "no key; to log in: wandb login"
 
 
-def call_in_time(act: Callable[[], Any], seconds: float | None) -> None:
-    """Call what asks W&B's client, and wait for it for a bounded time; None waits for ever.
+def call_in_time(act: Callable[[], Any], seconds: float) -> None:
+    """Call what asks W&B's client, and wait for it for a bounded time.
 
     Raises:
         TimeoutError: If it takes longer; it then continues in a thread. What it raises is raised.

@@ -72,6 +72,7 @@ def sync(argv: list[str]) -> None:
     recorded = {file.parents[2] for file in root.glob("*/wandb/*run-*/*.wandb")}
     with restored_environment(), own_session():
         os.environ.update(QUIET)
+        wandb.setup(wandb.Settings(mode="online", silent=True))  # whatever the caller's is
         remains = sync_folders(named or sorted(recorded), Place(given.entity, given.project))
     if remains:
         raise SystemExit(1)
@@ -196,7 +197,7 @@ def sync_run(
         tries: How often to send; 0 only asks.
         lock: The run's lock, which `wandb sync` inherits.
         checkpoints: Whether to send checkpoints in `uploads/` too.
-        run_id: The run, where several share the folder; else all logs in it are of one run.
+        run_id: The run; None for all in the folder but those of which that is a copy.
         place: Where to send it.
 
     Returns:

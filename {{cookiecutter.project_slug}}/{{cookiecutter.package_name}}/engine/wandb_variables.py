@@ -4,12 +4,14 @@ import json
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 import yaml
 
 from .errors import UsageError
 from .layers import Layer, without_records
+from .wandb_logger import RunWandbLogger
 
 # The option of the logger that a variable is.
 OPTIONS = {
@@ -28,9 +30,11 @@ def variable_layers(defaults: Sequence[Layer]) -> list[Layer]:
     """Return a layer for each of W&B's variables that is an option of the default files' logger."""
     class_path = ""
     for layer in defaults:
-        logger = (layer.values.get("trainer") or {}).get("logger")
-        class_path = logger.get("class_path", class_path) if isinstance(logger, dict) else ""
-    if not class_path.endswith(".RunWandbLogger"):
+        trainer = layer.values.get("trainer")
+        if isinstance(trainer, dict) and "logger" in trainer:
+            logger = trainer["logger"]
+            class_path = logger.get("class_path", class_path) if isinstance(logger, dict) else ""
+    if not is_our_logger(class_path):
         return []
     layers = []
     for variable, option in OPTIONS.items():
@@ -39,6 +43,15 @@ def variable_layers(defaults: Sequence[Layer]) -> list[Layer]:
             logger = {"class_path": class_path, "init_args": {option: given}}
             layers.append(as_layer(variable, {"trainer": {"logger": logger}}))
     return layers
+
+
+def is_our_logger(class_path: str) -> bool:
+    """Return True for RunWandbLogger and a team's subclass of it."""
+    try:
+        kind = resolve_name(class_path)
+    except (ImportError, AttributeError, ValueError):
+        return False
+    return isinstance(kind, type) and issubclass(kind, RunWandbLogger)
 
 
 def unused_folder(run_folder: Path) -> list[str]:
@@ -112,7 +125,7 @@ def without_record_flags(flags: Iterable[str]) -> list[str]:
 
 
 def known_part(layer: Layer, options: Iterable[str]) -> tuple[Layer, list[str]]:
-    """Return a layer with what are options of the command, and the names of the others.
+    """Return a layer with what are options of the command, and the others, as words for a line.
 
     Args:
         layer: A layer of a sweep or a launch.
@@ -120,7 +133,8 @@ def known_part(layer: Layer, options: Iterable[str]) -> tuple[Layer, list[str]]:
     """
     known = set(options)
     values = {key: item for key, item in layer.values.items() if key.partition(".")[0] in known}
-    return as_layer(layer.name, values), sorted(layer.values.keys() - values.keys())
+    others = sorted(layer.values.keys() - values.keys())
+    return as_layer(layer.name, values), [f"{name} of {layer.name}" for name in others]
 
 
 def as_layer(name: str, values: dict[str, Any]) -> Layer:
