@@ -406,6 +406,18 @@ def test_a_copy_of_a_folder_is_another_run(online: WandbServer, command: Command
     assert len(online.runs[first.name].history) == rows
 
 
+def test_a_copy_does_not_send_the_run_that_has_its_folder(
+    online: WandbServer, command: Commands
+) -> None:
+    first = command(f"{FIT} --trainer.logger.offline true").run
+    assert first is not None
+    copy = shutil.copytree(first, first.with_name("another-copy"))
+    offline = "--trainer.max_epochs 2 --trainer.logger.offline true"
+    assert command(f"fit --resume {copy} {offline}").code == 0
+    assert command(f"sync {copy}").code == 0
+    assert list(online.runs) == [copy.name]  # a process may be at work on the other
+
+
 def test_runs_that_share_a_folder_are_each_sent_once(
     online: WandbServer, command: Commands, tmp_path: Path
 ) -> None:

@@ -188,6 +188,20 @@ def test_offline_and_disabled_are_what_they_say_without_a_reason(
     assert not online.requests
 
 
+def test_a_folder_that_a_variable_names_is_not_used_and_a_line_says_so(
+    command: Commands, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = "W&B      WANDB_DIR is not used: "
+    assert line not in command(FIT).out
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    outcome = command(FIT)
+    assert record(outcome).project
+    assert outcome.out.count(line) == 1
+    assert not list(tmp_path.iterdir())
+    monkeypatch.setenv("WANDB_SWEEP_ID", "sweep1")  # its agent sets the variable
+    assert line not in command(FIT).out
+
+
 def test_prefix_and_checkpoint_name_are_those_of_lightnings_logger(
     online: WandbServer, command: Commands
 ) -> None:
