@@ -77,10 +77,11 @@ def outage(project: Path, home: Path, seed: int) -> Round:
         timer.start()
         assert process.stdout is not None
         lines, ended = [], time.monotonic()
-        for line in process.stdout:
-            lines.append(line.rstrip())
-            if line.startswith(ENDED):
-                ended = time.monotonic()
+        with process.stdout:
+            for line in process.stdout:
+                lines.append(line.rstrip())
+                if line.startswith(ENDED):
+                    ended = time.monotonic()
         code = process.wait()
         seconds = time.monotonic() - ended
         timer.cancel()

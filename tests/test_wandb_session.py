@@ -1,5 +1,6 @@
 """Only what is a command's is closed: a caller's runs, sessions and variables stay as they were."""
 
+import dataclasses
 import importlib
 import json
 import os
@@ -90,8 +91,14 @@ def clean(online: WandbServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.usefixtures("clean")
 @pytest.mark.parametrize("begin", [*BEGINS, "an open run beside another"])
 def test_what_a_caller_has_of_wandb_is_usable_between_commands_of_all_kinds(
-    begin: str, online: WandbServer, command: Commands
+    begin: str,
+    online: WandbServer,
+    command: Commands,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setenv("RUNS_ROOT", str(tmp_path / "runs"))  # sync sends all runs that are there
+    command = dataclasses.replace(command, runs=tmp_path / "runs")
     user = User(begin)
     variables = {name: value for name, value in os.environ.items() if "WANDB" in name}
     trained = []
