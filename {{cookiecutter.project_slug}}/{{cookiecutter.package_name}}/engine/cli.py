@@ -33,7 +33,14 @@ from .command_line import NOT_RECORDED, CommandLine
 from .distributed import broadcast_run_id
 from .error_messages import Given, explain
 from .errors import UsageError, print_usage_errors
-from .files import PROJECT, entry_script, redact, redact_command
+from .files import (
+    PROJECT,
+    display_path,
+    entry_script,
+    python_command,
+    redact,
+    redact_command,
+)
 from .lightning_internals import strip_noop_hooks
 from .metrics import Divergence, MetricNameCheck, MetricsFile, Summaries
 from .parser import Parser
@@ -46,10 +53,11 @@ from .provenance import (
     print_origins,
     refuse_redacted,
 )
-from .recorder import RunRecorder, best_or_last, is_of_this_run, print_outcome
+from .recorder import RunProgress, RunRecorder, best_or_last, is_of_this_run, print_outcome
 from .restore import RestoreRun
 from .resume import OF_THE_RUN, CheckpointLayers, find_restart_checkpoint, load_initial_weights
 from .run import Run
+from .run_record import RunRecord, read_record
 from .session import session
 from .shutdown import GracefulShutdown
 from .train_state import TrainState
@@ -120,7 +128,7 @@ class CLI(LightningCLI):
     def setup_parser(
         self, add_subcommands: bool, main_kwargs: dict[str, Any], *others: Any
     ) -> None:
-        epilog = "`sync [RUN ...]` sends to W&B what it lacks of runs; see `sync --help`."
+        epilog = "Besides: `runs` lists runs, `sync` sends to W&B what it lacks; see their --help."
         super().setup_parser(add_subcommands, {"epilog": epilog, **main_kwargs}, *others)
 
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -202,8 +210,11 @@ class CLI(LightningCLI):
         command = redact_command([entry_script().name, *self.command_line.argv])
         recorded = redact(record)
         options = {display_name(name): value for name, value in iter_settings(recorded)}
-        options |= dict(iter_settings(recorded))
-        self.recorder = RunRecorder(self.run, recorded, path, command, self.notes, options)
+        given = sorted(options.keys() & self.command_line.changed_names())
+        state = RunRecord(self.command_line.verb, command=command, options=options, given=given)
+        options = {**options, **dict(iter_settings(recorded))}
+        self.recorder = RunRecorder(self.run, recorded, path, state, self.notes, options)
+        self.shutdown.recorder = self.recorder
         self.restore = RestoreRun(self.run, path)
         options = self._of_subcommand(self.config)
         self.monitor = options.monitor
@@ -295,8 +306,17 @@ class CLI(LightningCLI):
                 problem = f"run {self.run.id} is new and has no checkpoint"
                 raise UsageError(f"--ckpt_path {checkpoint.path}: {problem}; expected {REFERENCE}")
             return checkpoint
+        self._refuse_taken_id()
         path = str(find_restart_checkpoint(self.run))
         return CheckpointLayers("resume", self.run.root, self.run.id, path)
+
+    def _refuse_taken_id(self) -> None:
+        """Refuse the name of a run that has finished; one that was killed is resumed."""
+        record = read_record(self.run.folder)
+        if self.command_line.run_id and record is not None and record.state == "finished":
+            resume = python_command("fit", "--resume", display_path(self.run.folder))
+            problem = f"expected a new name, got {self.run.id}, a run that has finished"
+            raise UsageError(f"run_id: {problem}; `{resume}` trains it further")
 
     # The trainer.
 
@@ -373,7 +393,8 @@ class CLI(LightningCLI):
         self.shutdown.trainer = trainer  # an error before `setup` must end W&B's run too
         strip_noop_hooks(callbacks)
         if self.recorder in callbacks and trainer.is_global_zero and not dry_run:
-            self.run.lock(self.resources)
+            self.shutdown.made_folder = self.run.lock(self.resources)
+            callbacks.append(RunProgress(self.recorder))
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = BackgroundCheckpointIO()
         for callback in trainer.checkpoint_callbacks if dry_run else ():

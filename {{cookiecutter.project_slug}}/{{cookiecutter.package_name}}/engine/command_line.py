@@ -139,6 +139,11 @@ class CommandLine:
             layers = [layer for layer in layers if layer.name != SAVED_MODEL]
         return {display_name(given.name) for given in given_settings(layers, self.flags)}
 
+    def changed_names(self) -> set[str]:
+        """Return the display names of the options that the command's files and flags give."""
+        layers = [layer for layer in self.asked_layers if not layer.from_checkpoint]
+        return {display_name(given.name) for given in given_settings(layers, self.flags)}
+
     def new_callbacks(self, known: Collection[str]) -> list[str]:
         """Return further names under `callbacks`, each with a class that a file or a flag gives.
 

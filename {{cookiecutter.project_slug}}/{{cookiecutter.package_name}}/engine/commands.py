@@ -8,10 +8,11 @@ from .errors import UsageError, did_you_mean, print_usage_errors
 from .version import __version__
 
 SUBCOMMANDS = ("fit", "validate", "test", "predict")
+OTHERS = ("sync", "runs")
 
 
 def command(args: Any = None, also: Sequence[str] = ()) -> bool:
-    """Run `sync` or `--version`, and refuse an unknown subcommand.
+    """Run `sync`, `runs` or `--version`, and refuse an unknown subcommand.
 
     Args:
         args: What follows the script on the command line, or a dict as LightningCLI takes it;
@@ -37,9 +38,14 @@ def command(args: Any = None, also: Sequence[str] = ()) -> bool:
 
             sync(list(argv[1:]))
             return False
+        if subcommand == "runs":
+            from .runs import runs
+
+            runs(list(argv[1:]))
+            return False
         known = (*SUBCOMMANDS, *also)
         if subcommand not in (*known, "-h", "--help"):
-            raise UsageError(unknown(subcommand, (*known, "sync")))
+            raise UsageError(unknown(subcommand, (*known, *OTHERS)))
     return True
 
 

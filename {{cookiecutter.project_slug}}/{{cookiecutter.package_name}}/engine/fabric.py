@@ -98,6 +98,7 @@ class Loop(Fabric):
         self.divergence: Divergence | None = named.get("divergence")
         self.last = cli.run.checkpoints / "last.ckpt"
         self.checkpoint_callbacks = [self.checkpoint] if self.checkpoint else []
+        self.callbacks = [self.summaries] if self.summaries else []
         if self.checkpoint:
             decide_the_best(self.checkpoint)
         for logger in self.loggers:
@@ -122,7 +123,7 @@ class Loop(Fabric):
         drawn = int(os.environ.get("PL_GLOBAL_SEED") or secrets.randbits(32))
         self.seed = self.broadcast(drawn)
         if self.is_global_zero:
-            self.cli.run.lock(self.cli.resources)
+            self.shutdown.made_folder = self.cli.run.lock(self.cli.resources)
         for callback in filter(None, (self.recorder, self.summaries, self.shutdown)):
             callback.setup(self, model, "fit")  # type: ignore[arg-type]
         if self.world_size > 1:
@@ -205,14 +206,16 @@ class Loop(Fabric):
         Args:
             metrics: Those of the validation, by name.
         """
+        trainer: Any = self
         for callback in filter(None, (self.summaries, EpochLines())):
-            callback.on_validation_end(self, self.model)  # type: ignore[arg-type]
+            callback.on_validation_end(trainer, self.model)
         epoch = self.current_epoch
         self.current_epoch, self.batch = epoch + 1, 0
         if self.checkpoint and self.checkpoint.monitor:
             self._save_best(self.checkpoint, metrics, epoch)
             self.checkpoint.last_model_path = str(self.last)
         self._write(self.last)
+        self.recorder.note_progress(trainer, self.current_epoch)
         for logger in self.loggers if self.is_global_zero else ():
             if isinstance(logger, RunWandbLogger) and self.checkpoint:
                 logger.after_save_checkpoint(self.checkpoint)

@@ -152,7 +152,7 @@ class Summaries(Callback):
     on_train_start = on_fit_start  # a sharded strategy restores between the two
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        monitor, mode = self._monitor(trainer)
+        monitor, mode = self.monitor(trainer)
         values = {name: value.item() for name, value in trainer.callback_metrics.items()}
         now = values.get(monitor, math.nan)
         before = self.best.get(f"best/{monitor}")
@@ -184,7 +184,7 @@ class Summaries(Callback):
                 step_sync=True,
             )
 
-    def _monitor(self, trainer: Trainer) -> tuple[str, str]:
+    def monitor(self, trainer: Trainer) -> tuple[str, str]:
         """Return the metric that decides which validation is the best, and its mode."""
         callback = best_saving(trainer)
         if callback is not None and callback.monitor:

@@ -1,5 +1,6 @@
 """The record of a run: config.yaml, the configuration in every logger, and lines on the screen."""
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,13 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from .checkpoints import best_saving, decide_the_best
 from .files import atomic_write, display_path, git_commit, python_command
-from .metrics import MetricsFile
+from .metrics import MetricsFile, Summaries
 from .run import Run
+from .run_record import RUNNING, RunRecord, read_record
 from .version import __version__
 from .wandb_logger import RunWandbLogger
+
+RECORD_INTERVAL = 2  # seconds from one record of a training to the next, at least
 
 
 class RunRecorder(Callback):
@@ -24,7 +28,7 @@ class RunRecorder(Callback):
         run: This run.
         config: The resolved configuration, without secrets.
         checkpoint: File or reference from which the command begins, if there is one.
-        command: The command line, without secrets.
+        record: What run.json says of this command.
         notes: Lines to print about the configuration.
         options: The values in the configuration, by the full names of their options.
     """
@@ -34,7 +38,7 @@ class RunRecorder(Callback):
         run: Run,
         config: dict[str, Any],
         checkpoint: str | None,
-        command: str,
+        record: RunRecord,
         notes: list[str],
         options: dict[str, Any],
     ) -> None:
@@ -42,10 +46,12 @@ class RunRecorder(Callback):
         self.config = config
         self.options = options
         self.checkpoint = checkpoint
-        self.command = command
+        self.record = record
         self.notes = notes
         self.about: dict[str, Any] = {}  # facts about this command
         self.active = False  # on the first rank, once `setup` was called
+        self.keeps_record = False
+        self.recorded_at = 0.0  # when the record was written, in seconds
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         dry_run = trainer.fast_dev_run  # type: ignore[attr-defined]
@@ -57,6 +63,7 @@ class RunRecorder(Callback):
         for line in self.first_lines(trainer, pl_module, stage):
             print(line, flush=True)
         self.log_config(trainer, stage)
+        self.begin_record(stage)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.active:  # not before: a run that cannot be resumed like this keeps its own
@@ -88,6 +95,67 @@ class RunRecorder(Callback):
         with atomic_write(self.run.folder / "config.yaml") as part:
             part.write_text(yaml.safe_dump(self.config, sort_keys=False), encoding="utf-8")
 
+    def begin_record(self, stage: str) -> None:
+        """Write run.json, unless this is an evaluation that joins a run."""
+        before = read_record(self.run.folder)
+        if before is not None and before.verb != stage:
+            return
+        record = self.record
+        if before is not None:  # it is resumed
+            record.began = before.began
+            record.given = sorted({*before.given, *record.given})
+        record.begin()
+        file = Path(self.checkpoint or "")
+        if stage != "fit" and file.parent.name == "checkpoints":
+            record.evaluates = file.parents[1].name
+        record.write(self.run.folder)
+        self.keeps_record = True
+
+    def note_progress(self, trainer: Trainer, epochs: int, state: str = RUNNING) -> None:
+        """Note in run.json how far the run is.
+
+        Args:
+            trainer: The trainer, or a Fabric loop.
+            epochs: Epochs that were trained.
+            state: The state of the run.
+        """
+        record = self.record
+        if not self.keeps_record:
+            return
+        limit = trainer.max_epochs
+        record.max_epochs = limit if limit and limit > 0 else None
+        record.epoch, record.step, record.state = epochs, trainer.global_step, state
+        record.metrics = {name: value.item() for name, value in trainer.callback_metrics.items()}
+        if record.verb == "fit":
+            self._note_best(record, trainer)
+        if state != RUNNING or time.monotonic() > self.recorded_at + RECORD_INTERVAL:
+            record.write(self.run.folder)
+            self.recorded_at = time.monotonic()
+
+    def note_end(self, code: int, error: str) -> None:
+        """Note in run.json how the command ended.
+
+        Args:
+            code: Its exit code.
+            error: What ended it, in a line; "" for a success.
+        """
+        if self.keeps_record:
+            self.record.end(code, error)
+            self.record.write(self.run.folder)
+
+    @staticmethod
+    def _note_best(record: RunRecord, trainer: Trainer) -> None:
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        summaries = next((one for one in callbacks if isinstance(one, Summaries)), None)
+        saving = best_saving(trainer)
+        if summaries is not None:
+            record.monitor, record.mode = summaries.monitor(trainer)
+            best = summaries.best.items()
+            record.best = {name.removeprefix("best/"): value for name, value in best}
+        elif saving is not None and saving.monitor and saving.best_model_score is not None:
+            record.monitor, record.mode = saving.monitor, saving.mode
+            record.best = {saving.monitor: saving.best_model_score.item()}
+
     def first_lines(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> list[str]:
         """Return what is printed before a command's work begins."""
         lines = [f"run      {display_path(self.run.folder)}"]
@@ -106,7 +174,7 @@ class RunRecorder(Callback):
     def log_config(self, trainer: Trainer, stage: str) -> None:
         """Give every logger the whole configuration, and facts about this command under `run`."""
         self.about = {
-            "command": self.command,
+            "command": self.record.command,
             "commit": git_commit(),
             "engine_version": __version__,
             "folder": str(self.run.folder),
@@ -146,6 +214,32 @@ class RunRecorder(Callback):
             if isinstance(logger, RunWandbLogger):
                 logger.log_hyperparams({"run": self.about})
                 logger.correct_config({"run": self.about})
+
+
+class RunProgress(Callback):
+    """Keeps run.json up to date; stands behind all callbacks, whose decisions it notes.
+
+    Args:
+        recorder: That of the run.
+    """
+
+    def __init__(self, recorder: RunRecorder) -> None:
+        self.recorder = recorder
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self.recorder.note_progress(trainer, trainer.current_epoch)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.recorder.note_progress(trainer, trainer.current_epoch + 1)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self.recorder.note_progress(trainer, trainer.current_epoch, "finished")
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        self.recorder.note_progress(trainer, trainer.current_epoch, "failed")
 
 
 def batch_size(loaders: Any) -> int | None:

@@ -3,6 +3,7 @@
 import os
 import re
 import secrets
+import shutil
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -13,6 +14,11 @@ from filelock import FileLock, Timeout
 from .errors import UsageError, did_you_mean
 from .files import PROJECT
 
+# What lies in the folder of a command that fails before its first step.
+MADE_BY_A_START = {
+    *(".lock", "config.yaml", "run.json", "error.txt", "metrics.jsonl", "metrics.csv"),
+    *("checkpoints", "uploads", "wandb"),
+}
 LOGS = "wandb/*run-*/run-*.wandb"  # of W&B's client, one for each start of a run
 
 
@@ -56,12 +62,16 @@ class Run:
         # W&B's staging folder too: in the user's home it would be lost when this folder moves.
         os.environ.update(WANDB_DIR=str(self.folder), WANDB_DATA_DIR=str(self.folder / "wandb"))
 
-    def lock(self, resources: ExitStack) -> None:
+    def lock(self, resources: ExitStack) -> bool:
         """Make the folder and keep other processes out of it until `resources` is closed.
+
+        Returns:
+            Whether the folder is new.
 
         Raises:
             UsageError: If another process works on this run.
         """
+        is_new = not self.folder.exists()
         self.folder.mkdir(parents=True, exist_ok=True)
         try:
             resources.enter_context(FileLock(self.folder / ".lock").acquire(timeout=0))
@@ -72,6 +82,15 @@ class Run:
         for unfinished in self.checkpoints.glob("*.part"):
             unfinished.unlink()
         self.error_file.unlink(missing_ok=True)  # of an earlier start
+        return is_new
+
+    def remove_unused(self) -> bool:
+        """Remove the folder if there is nothing in it but what a start makes; return whether."""
+        kept = {entry.name for entry in self.folder.iterdir()} - MADE_BY_A_START
+        if kept:
+            return False
+        shutil.rmtree(self.folder, ignore_errors=True)
+        return True
 
 
 def new_run_id() -> str:

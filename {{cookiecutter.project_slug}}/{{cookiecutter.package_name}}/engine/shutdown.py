@@ -20,8 +20,9 @@ from torch.utils.data import get_worker_info
 
 from .checkpoints import LastCheckpoint
 from .distributed import ExactEvaluation, RankMonitor, requeue
-from .errors import RunError
+from .errors import RunError, UsageError
 from .files import display_path, python_command
+from .recorder import RunRecorder
 from .run import Run
 from .wandb_ending import PREEMPTED
 from .wandb_logger import finish_wandb
@@ -55,6 +56,7 @@ class GracefulShutdown(Callback):
     def __init__(self) -> None:
         self.trainer: Trainer | None = None
         self.run: Run | None = None
+        self.recorder: RunRecorder | None = None
         self.repeatable = False  # whether another start of this job would resume the run
         self.rank_monitor: RankMonitor | None = None  # of several ranks
         self.first_signal = 0  # that this rank received
@@ -62,6 +64,8 @@ class GracefulShutdown(Callback):
         self.exit_signal = 0  # on which all ranks have agreed
         self.forced = False  # by a second signal
         self.training_began = False
+        self.made_folder = False  # whether the run's folder is this command's
+        self.step_at_start = 0
         self.ended = False
         self.last_checkpoints: list[LastCheckpoint] = []
         self.replaced_handlers: dict[int, Any] = {}
@@ -141,6 +145,7 @@ class GracefulShutdown(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.replace_lightnings_handlers(trainer, pl_module)
         self.training_began = True
+        self.step_at_start = trainer.global_step
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Agree on a signal that any rank has received, and request last.ckpt if there is one."""
@@ -205,11 +210,28 @@ def end_command(shutdown: GracefulShutdown, error: BaseException | None) -> Base
     finally:
         if monitor:
             monitor.kill_launched()
+        if first and shutdown.run:
+            leave_folder(shutdown, shutdown.run, ending)
     if code == PREEMPTED and first and "SLURM_JOB_ID" in os.environ:
         requeue(shutdown.repeatable)
     if ending is error and isinstance(error, Exception):
         get_error_handler().record_exception(error)  # for torchrun's report, the last on the screen
     return ending
+
+
+def leave_folder(shutdown: GracefulShutdown, run: Run, ending: BaseException | None) -> None:
+    """Note in run.json how the command ended; remove a new folder in which nothing was done."""
+    trainer = shutdown.trainer
+    step = trainer.global_step if trainer else 0
+    trained = shutdown.training_began and step > shutdown.step_at_start
+    if ending and shutdown.made_folder and not trained and run.remove_unused():
+        print(f"removed  {display_path(run.folder)}: it ended before its first step", flush=True)
+        return
+    first_line = str(ending or "").partition("\n")[0]
+    is_message = isinstance(ending, UsageError | ExitBySignal) or ending is None
+    error = first_line if is_message else f"{type(ending).__name__}: {first_line}"
+    if shutdown.recorder:
+        shutdown.recorder.note_end(exit_code(ending), error)
 
 
 def reason_to_end(shutdown: GracefulShutdown, error: BaseException | None) -> BaseException | None:
