@@ -36,7 +36,7 @@ def runs(command: Commands, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         variables.setenv("RUNS_ROOT", str(root))
         command = replace(command, runs=root)
         for line in (
-            f"{FIT} --run_id good --trainer.max_epochs 2 --model.lr 0.003",
+            f"{FIT} --run_id good --trainer.max_epochs 2 --model.lr 0.0001",
             f"{FIT} --run_id better --trainer.max_epochs 2 --model.lr 0.01",
             f"{FIT} --run_id no-score --trainer.max_epochs 1 --monitor null"
             " --callbacks.summaries null",
@@ -77,20 +77,20 @@ def test_options_that_all_runs_share_are_left_out(runs: Commands) -> None:
     lines = runs("runs").out.splitlines()
     assert re.search(r"  lr=0.01  max_epochs=2 *$", lines[1])
     assert "limit_train_batches" not in "".join(lines)
-    assert "lr=0.003" in lines[2]
+    assert "lr=0.0001" in lines[2]
 
 
 @pytest.mark.parametrize(
     ("flags", "expected"),
     [
-        ("--filter lr=0.003", ["good", "tested"]),
+        ("--filter lr=0.0001", ["good", "tested"]),
         ("--filter model.lr<0.005 --filter verb=fit", ["good", "no-score"]),
         ("--filter model.lr!=0.01 --filter verb=fit", ["good", "no-score"]),
         ("--filter best>0", ["better", "good"]),
         ("--filter verb=te*", ["tested"]),
         ("--filter state=failed", []),
-        ("--sort lr --filter verb=fit", ["no-score", "good", "better"]),
-        ("--sort lr --reverse --filter verb=fit", ["better", "good", "no-score"]),
+        ("--sort lr --filter verb=fit", ["good", "no-score", "better"]),
+        ("--sort lr --reverse --filter verb=fit", ["better", "no-score", "good"]),
         ("--sort val/loss --filter best>0", ["better", "good"]),
         ("--sort run", ["better", "good", "no-score", "tested"]),
     ],
@@ -122,7 +122,7 @@ def test_json_and_csv_have_the_values_as_numbers(runs: Commands) -> None:
         file.stat().st_size for file in (runs.runs / "good").rglob("*") if file.is_file()
     )
     rows = list(csv.DictReader(io.StringIO(runs("runs --csv").out)))
-    assert [row["model.lr"] for row in rows[:2]] == ["0.01", "0.003"]
+    assert [row["model.lr"] for row in rows[:2]] == ["0.01", "0.0001"]
     assert float(rows[0]["best"]) == better["best"]
 
 
@@ -164,10 +164,10 @@ def test_a_run_is_shown_with_its_evaluations_and_checkpoints(runs: Commands) -> 
     shown = dict(line for line in lines if len(line) == 2)
     best = record(runs.runs / "good")["best"]
     assert shown["state"] == "fit finished"
-    assert shown["command"].endswith("--model.lr 0.003")
+    assert shown["command"].endswith("--model.lr 0.0001")
     assert shown["epoch"] == "2/2, step 8"
     assert f"val/acc={best['val/acc']:.4g}" in shown["best"]
-    assert "model.lr=0.003" in shown["options"]
+    assert "model.lr=0.0001" in shown["options"]
     saved = [text for name, text in lines if name == "saved"]
     assert {Path(text.split()[0]).name for text in saved} == {
         file.name for file in (runs.runs / "good" / "checkpoints").iterdir()
@@ -180,7 +180,7 @@ def test_what_differs_between_runs_is_shown_by_option(runs: Commands) -> None:
     assert header == ["good", "better"]
     differing = {row[0]: row[1:] for row in rows}
     best = [record(runs.runs / run)["best"] for run in ("good", "better")]
-    assert differing.pop("model.lr") == ["0.003", "0.01"]
+    assert differing.pop("model.lr") == ["0.0001", "0.01"]
     assert differing["best val/loss"] == [f"{one['val/loss']:.4g}" for one in best]
     assert {name.split()[0] for name in differing} == {"state", "epoch", "best"}
 
