@@ -97,6 +97,7 @@ class Loop(Fabric):
         self.summaries: Summaries | None = named.get("summaries")
         self.divergence: Divergence | None = named.get("divergence")
         self.last = cli.run.checkpoints / "last.ckpt"
+        self.lines = EpochLines()
         self.checkpoint_callbacks = [self.checkpoint] if self.checkpoint else []
         if self.checkpoint:
             decide_the_best(self.checkpoint)
@@ -134,7 +135,8 @@ class Loop(Fabric):
         for logger in self.loggers:
             if isinstance(logger, MetricsFile):
                 logger.drop_rows(self.restore.first_row, self.global_step)
-        self.shutdown.on_train_start(self, model)  # type: ignore[arg-type]
+        for one in (self.lines, self.shutdown):
+            one.on_train_start(self, model)  # type: ignore[arg-type]
 
     def _restore(self, file: Path) -> None:
         try:
@@ -205,13 +207,15 @@ class Loop(Fabric):
         Args:
             metrics: Those of the validation, by name.
         """
-        for callback in filter(None, (self.summaries, EpochLines())):
-            callback.on_validation_end(self, self.model)  # type: ignore[arg-type]
+        if self.summaries:
+            self.summaries.on_validation_end(self, self.model)  # type: ignore[arg-type]
+        self.lines.note(self)  # type: ignore[arg-type]
         epoch = self.current_epoch
         self.current_epoch, self.batch = epoch + 1, 0
         if self.checkpoint and self.checkpoint.monitor:
             self._save_best(self.checkpoint, metrics, epoch)
             self.checkpoint.last_model_path = str(self.last)
+        self.lines.show(self)  # type: ignore[arg-type]
         self._write(self.last)
         for logger in self.loggers if self.is_global_zero else ():
             if isinstance(logger, RunWandbLogger) and self.checkpoint:

@@ -23,6 +23,7 @@ from .distributed import ExactEvaluation, RankMonitor, requeue
 from .errors import RunError
 from .files import display_path, python_command
 from .run import Run
+from .screen import say, write_at_once
 from .wandb_ending import PREEMPTED
 from .wandb_logger import finish_wandb
 
@@ -30,7 +31,7 @@ NAMES = ("SIGINT", "SIGTERM", "SIGUSR1")
 SIGNALS = [getattr(signal, name) for name in NAMES if hasattr(signal, name)]
 ECHO_SECONDS = 1  # launchers pass on the signals that schedulers send to every process
 ESCALATION_SECONDS = 20  # SLURM (KillWait) and Kubernetes kill 30 s after SIGTERM
-FIRST_SIGNAL = b"\nstopping after this batch; press Ctrl-C again to stop now\n"
+FIRST_SIGNAL = "stopping after this batch; press Ctrl-C again to stop now"
 
 
 class ExitBySignal(SystemExit):
@@ -110,7 +111,7 @@ class GracefulShutdown(Callback):
         if number == signal.SIGTERM:
             threading.Thread(target=self.escalate_after, daemon=True).start()
         if self.trainer is not None and self.trainer.is_global_zero:
-            os.write(1, FIRST_SIGNAL)  # `print` raises where the signal came during another one
+            write_at_once(FIRST_SIGNAL)
 
     def escalate_after(self, seconds: float = ESCALATION_SECONDS) -> None:
         """Send the signal again unless the run ends in time: its sender would kill it."""
@@ -194,7 +195,8 @@ def end_command(shutdown: GracefulShutdown, error: BaseException | None) -> Base
         error = signaled
     ending = reason_to_end(shutdown, error)
     if isinstance(ending, ExitBySignal) and first:
-        print(f"stopped  by {ending.name}{resume_hint(shutdown.run)}", flush=True)
+        say(f"stopped  by {ending.name}")
+        say_how_to_resume(shutdown.run)
     code = exit_code(ending)
     loggers = shutdown.trainer.loggers if shutdown.trainer else []
     try:
@@ -223,11 +225,10 @@ def reason_to_end(shutdown: GracefulShutdown, error: BaseException | None) -> Ba
     return SystemExit(1) if rank_zero_only.rank else RunError(failure)  # type: ignore[attr-defined]
 
 
-def resume_hint(run: Run | None) -> str:
-    """Return the end of a line: the command that resumes the run, if it has a checkpoint."""
-    if run is None or not any(run.checkpoints.glob("*.ckpt")):
-        return ""
-    return f"; to resume: {python_command('fit', '--resume', display_path(run.folder))}"
+def say_how_to_resume(run: Run | None) -> None:
+    """Print the command that resumes the run, if it has a checkpoint."""
+    if run is not None and any(run.checkpoints.glob("*.ckpt")):
+        say(f"resume   {python_command('fit', '--resume', display_path(run.folder))}")
 
 
 def exit_code(error: BaseException | None) -> int:
