@@ -293,7 +293,7 @@ class MetricNameCheck(Callback):
 
     def _say(self, trainer: Trainer, option: str, name: str, logged: list[str]) -> None:
         if name not in self.said and trainer.is_global_zero:
-            say(f"metrics  {option}: {self._problem(name, logged)}", wrapped=True)
+            say(f"metrics  {option}: {self._problem(name, logged)}")
         self.said.add(name)
 
     def _problem(self, name: str, logged: list[str]) -> str:

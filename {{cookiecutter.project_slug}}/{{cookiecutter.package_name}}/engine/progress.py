@@ -2,6 +2,7 @@
 
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -14,10 +15,9 @@ from .screen import GREEN, columns, has_colours, paint, say
 
 REDRAW_INTERVAL = 0.2  # seconds
 NARROWEST_BAR = 8  # columns; what stands beside it makes room
-LINES, CONTINUED = (
-    2,
-    " " * 10,
-)  # of an epoch's values in a terminal, and what the second begins with
+LINES = 2  # in a terminal, for the values of an epoch
+CONTINUED = " " * 4  # what the second begins with
+RIGHT_MARGIN = 2  # columns for the ^C of a terminal: the line after the bar is left alone
 DEFAULT_COLUMNS = 80  # of a terminal that does not say its width
 Values = dict[str, Any]
 
@@ -52,9 +52,10 @@ class Bar(Tqdm):
         """What tqdm makes its text of, here with a format for the terminal's width."""
         values: Values = super().format_dict
         head, tails = self.describe(values)
-        room = (values["ncols"] or DEFAULT_COLUMNS) - len(head) - len(" || ") - NARROWEST_BAR
+        width = (values["ncols"] or DEFAULT_COLUMNS) - RIGHT_MARGIN
+        room = width - len(head) - len(" || ") - NARROWEST_BAR
         tail = next((tail for tail in tails if len(tail) <= room), tails[-1])
-        return {**values, "bar_format": head + " |{bar}| " + tail, "prefix": ""}
+        return {**values, "ncols": width, "bar_format": head + " |{bar}| " + tail, "prefix": ""}
 
     def refresh(self, *args: Any, **options: Any) -> None:
         """Draw the bar, unless it was drawn just now."""
@@ -98,7 +99,8 @@ class TrainingBar(TQDMProgressBar):
     def __init__(self) -> None:
         super().__init__()
         self.bar: Bar | None = None  # the newest
-        self.measures = False  # once the first batch is done
+        self.show_warning: Any = None  # what shows warnings otherwise
+        self.measures = False  # from the first batch on, which compiles and starts workers
         self.validating = False
         self.validated = 0  # batches of the validation that is under way
         self.validation_began = 0.0
@@ -106,34 +108,51 @@ class TrainingBar(TQDMProgressBar):
         self.epoch_seconds = 0.0  # of it, in this epoch
         self.epochs = 0  # that this process has trained
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Have warnings shown above the bar."""
+        super().setup(trainer, pl_module, stage)
+        show = self.show_warning or warnings.showwarning
+
+        def show_above(*args: Any) -> None:
+            with Tqdm.external_write_mode(sys.stderr):
+                show(*args)
+
+        self.show_warning, vars(warnings)["showwarning"] = show, show_above
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if self.show_warning is not None:
+            self.show_warning, warnings.showwarning = None, self.show_warning
+
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         return {}
 
-    def _make(self, text: str, leave: bool, describe: Any = None) -> Bar:
-        described = describe or describe_evaluation
-        self.bar = Bar(described, desc=text, leave=leave, disable=self.is_disabled)
+    def _evaluation_bar(self, text: str, leave: bool = True) -> Bar:
+        self.bar = Bar(describe_evaluation, desc=text, leave=leave, disable=self.is_disabled)
         return self.bar
 
     def init_sanity_tqdm(self) -> Tqdm:
-        return self._make(self.sanity_check_description, False)
+        return self._evaluation_bar(self.sanity_check_description, leave=False)
 
     def init_train_tqdm(self) -> Tqdm:
-        return self._make("", False, self.describe_training)
+        total = epoch_batches(self.trainer, 0)
+        disable = self.is_disabled
+        self.bar = Bar(self.describe_training, total=total, leave=False, disable=disable)
+        return self.bar
 
     def init_validation_tqdm(self) -> Tqdm:
         if self.trainer.state.fn == "fit":
             return Tqdm(disable=True)
-        return self._make(self.validation_description, True)
+        return self._evaluation_bar(self.validation_description)
 
     def init_test_tqdm(self) -> Tqdm:
-        return self._make(self.test_description, True)
+        return self._evaluation_bar(self.test_description)
 
     def init_predict_tqdm(self) -> Tqdm:
-        return self._make(self.predict_description, True)
+        return self._evaluation_bar(self.predict_description)
 
     def on_train_epoch_start(self, trainer: Trainer, *args: Any) -> None:
         bar: Any = self.train_progress_bar
-        bar.total = convert_inf(self.total_train_batches)
+        bar.total = epoch_batches(trainer, 0)
         bar.go_to(0)
         bar.refresh()
         self.epoch_seconds = 0.0
@@ -141,13 +160,12 @@ class TrainingBar(TQDMProgressBar):
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         bar: Any = self.train_progress_bar
         batch = args[-1]
-        if not self.measures:  # the first one compiles, and starts workers
-            self.measures = True
-            bar.count_from(batch + 1)
+        if self.measures:
+            bar.update()
             return
-        if bar.n != batch:  # resumed within an epoch
-            bar.go_to(batch)
-        bar.update()
+        self.measures = True
+        bar.total = epoch_batches(trainer, batch + 1)  # it may be resumed within an epoch
+        bar.count_from(batch + 1)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_epoch_end(trainer, pl_module)
@@ -180,6 +198,7 @@ class TrainingBar(TQDMProgressBar):
     ) -> None:
         if self.bar is not None:
             self.bar.close()
+        self.teardown(trainer, pl_module, "")
 
     def describe_training(self, values: Values) -> tuple[str, list[str]]:
         """Return what stands before and behind the bar."""
@@ -196,7 +215,7 @@ class TrainingBar(TQDMProgressBar):
         return head, tails(values, rate, [both, *left])
 
     def seconds_left(
-        self, done: int, total: int | None, rate: float | None
+        self, done: int, total: float | None, rate: float | None
     ) -> tuple[float | None, float | None]:
         """Return what is left of the epoch and of the run, each None where it is not known.
 
@@ -221,6 +240,20 @@ class TrainingBar(TQDMProgressBar):
         limits += times_left(trainer)
         run = min(limits, default=None)
         return (epoch if epoch is None or run is None else min(epoch, run)), run
+
+
+def epoch_batches(trainer: Trainer, done: int) -> float | None:
+    """Return the batches of this epoch, which `max_steps` may end; None if they are not known.
+
+    Args:
+        trainer: The trainer.
+        done: How many of them are done.
+    """
+    batches = trainer.num_training_batches
+    if trainer.max_steps >= 0:
+        steps = trainer.max_steps - trainer.global_step
+        batches = min(batches, done + steps * trainer.accumulate_grad_batches)
+    return convert_inf(batches)
 
 
 def describe_evaluation(values: Values) -> tuple[str, list[str]]:
@@ -278,7 +311,7 @@ class EpochLines(Callback):
         vars(trainer)["callbacks"] = [*others, self]  # a new list: the old one is being read
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.best = best_of(trainer)  # of a run that is resumed
+        self.best, self.values = best_of(trainer), dict(trainer.callback_metrics)  # if it resumes
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
@@ -323,9 +356,8 @@ class EpochLines(Callback):
         is_best, width = self.best != before, columns(sys.stdout)
         if width:
             saving = best_saving(trainer)
-            say(
-                line_for_terminal(place, values, is_best, saving.monitor if saving else None, width)
-            )
+            first = saving.monitor if saving else None
+            say(line_for_terminal(place, values, is_best, first, width))
         else:
             texts = [f"{name} {value:.4g}" for name, value in sorted(values.items())]
             say(f"{place} {'  '.join([*texts, 'best'] if is_best else texts)}")
@@ -352,13 +384,15 @@ def fitted(texts: list[str], indent: int, width: int) -> list[str]:
     """
     for count in range(len(texts), 0, -1):
         rest = [f"+{len(texts) - count} in metrics.csv"] if count < len(texts) else []
-        lines = [" " * indent]
+        lines, before = [""], indent
         for text in [*texts[:count], *rest]:
-            line = f"{lines[-1]}  {text}" if lines[-1].strip() else lines[-1] + text
-            fits = len(line) <= width or not lines[-1].strip()
-            lines = [*lines[:-1], line] if fits else [*lines, CONTINUED + text]
+            line = f"{lines[-1]}  {text}" if lines[-1] else text
+            if before + len(line) <= width:
+                lines[-1] = line
+            else:
+                lines, before = [*lines, text], len(CONTINUED)
         if len(lines) <= LINES or count == 1:
-            return [lines[0][indent:], *lines[1:]]
+            return [lines[0], *(CONTINUED + line for line in lines[1:])]
     return [""]
 
 

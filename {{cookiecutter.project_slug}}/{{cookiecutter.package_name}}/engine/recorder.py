@@ -192,7 +192,7 @@ def print_outcome(
         say(f"stopped  after epoch {epoch}: {stopping.monitor} no longer improves")
     if values := getattr(callbacks.get("summaries"), "best", None):
         best = [f"{name.removeprefix('best/')} {value:.4g}" for name, value in values.items()]
-        say("best     " + "  ".join(best), wrapped=True)
+        say("best     " + "  ".join(best))
     for logger in trainer.loggers:
         if isinstance(logger, RunWandbLogger):
             say(f"W&B      {logger.url_or_dir}")

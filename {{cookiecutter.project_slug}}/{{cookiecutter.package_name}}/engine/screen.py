@@ -7,34 +7,31 @@ import textwrap
 from typing import Any, TextIO
 
 LABEL = re.compile(r"error:|warning:|\S+(?= {2})")  # what a line of the engine begins with
-LABEL_WIDTH = 9
+UNBROKEN = ("error:", "warning:", "see", "send", "resume", "test", "read")
+INDENT = " " * 9
+WRAPPING: Any = {
+    "subsequent_indent": INDENT,
+    "break_long_words": False,
+    "break_on_hyphens": False,
+}
 COLOURS = {"error:": 31, "warning:": 33}  # by the codes of ANSI
 CYAN, GREEN = 36, 32
 LOADING = "loading  torch, lightning"  # shorter than the first line of a traceback
 RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
 
 
-def say(line: str, stream: TextIO | None = None, wrapped: bool = False) -> None:
+def say(line: str, stream: TextIO | None = None) -> None:
     """Print a line, above a bar of tqdm's if one is drawn.
 
-    Args:
-        line: What to print.
-        stream: Where; standard output if None.
-        wrapped: Whether to break a line between words that a terminal would break anywhere. A
-            command stays in one piece, to be pasted.
+    A terminal breaks long lines anywhere, so they are broken between words, except for commands and
+    errors: those are pasted.
     """
     stream = stream or sys.stdout
-    if wrapped and (width := columns(stream)):
-        indent = " " * LABEL_WIDTH
-        line = textwrap.fill(
-            line,
-            width,
-            subsequent_indent=indent,
-            break_long_words=False,
-            break_on_hyphens=False,
-        )
     if label := LABEL.match(line):
-        word = label.group()
+        word, width = label.group(), columns(stream)
+        longest = max(map(len, line.split()))
+        if width and word not in UNBROKEN and longest + len(INDENT) <= width:
+            line = "\n".join(textwrap.wrap(line, width, **WRAPPING))
         line = paint(word, COLOURS.get(word, CYAN), stream) + line[label.end() :]
     tqdm: Any = sys.modules.get("tqdm")
     if tqdm:
