@@ -53,9 +53,12 @@ def environment(home: Path) -> dict[str, str]:
 
 
 def in_terminal(
-    words: Sequence[str | Path], folder: Path, env: dict[str, str], columns: int = 0
+    words: Sequence[str | Path], folder: Path, env: dict[str, str], columns: int = 0, code: int = 0
 ) -> str:
-    """Run a command of Python in a new terminal and return what it showed; exit if it fails."""
+    """Run a command of Python in a new terminal and return what it showed.
+
+    Exit if it ends with another code.
+    """
     import pty  # Windows has neither, and bakes all the same
     import termios
 
@@ -71,6 +74,6 @@ def in_terminal(
     except OSError:  # on Linux, its end
         pass
     os.close(terminal)
-    if os.waitpid(child, 0)[1]:
+    if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) != code:
         raise SystemExit(f"{words} failed:\n{screen.decode(errors='replace')}")
     return screen.decode(errors="replace")

@@ -167,7 +167,7 @@ def test_a_stopped_run_says_how_to_go_on_and_uploads_its_last_checkpoint(
 ) -> None:
     end = ended[case]
     assert re.search(
-        rf"^stopped  by SIG\w+; to resume: python main.py fit --resume \S*{end.run.name}$",
+        rf"^stopped  by SIG\w+\nresume   python main.py fit --resume \S*{end.run.name}$",
         end.screen,
         re.MULTILINE,
     )

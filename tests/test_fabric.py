@@ -214,7 +214,7 @@ def test_a_run_that_is_ended_goes_on_bit_by_bit(
         process.kill()
     assert process.returncode == (143 if number == signal.SIGTERM else -9), screen
     if number == signal.SIGTERM:
-        assert "to resume: python train_fabric.py fit --resume" in screen
+        assert "\nresume   python train_fabric.py fit --resume" in screen
         at = torch.load(place.folder(name) / "checkpoints" / "last.ckpt", weights_only=True)[
             "loop"
         ]["at"]

@@ -42,6 +42,7 @@ FILES = {
     "my_project/engine/epoch_start.py",
     "my_project/engine/random_streams.py",
     "my_project/engine/sampler_state.py",
+    "my_project/engine/screen.py",
     "my_project/engine/checkpoint_io.py",
     "my_project/engine/wandb_log.py",
     "my_project/engine/background_saves.py",

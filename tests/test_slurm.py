@@ -197,7 +197,7 @@ def test_each_task_of_an_array_is_a_run_and_scancel_leaves_a_checkpoint_and_no_p
     cluster.ended(f"{job}_2", "CANCELLED", "0:15")
     until(lambda: not cluster.slurm.processes(f"WANDB_RUN_ID={cancelled.name}"), 40)
     screen = cluster.screen(f"{job}_2")
-    assert "stopped  by SIGTERM; to resume: python main.py fit --resume" in screen
+    assert "stopped  by SIGTERM\nresume   python main.py fit --resume" in screen
     assert "Traceback" not in screen
     assert (step(cancelled), steps(cancelled)) == (12, [*range(12)])
     cluster.ended(f"{job}_1", "COMPLETED", "0:0")

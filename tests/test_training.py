@@ -20,13 +20,14 @@ from wandb_record import Recorded, recorded
 Person = Callable[..., str]
 
 # What W&B's first line offers.
-HINTS = r"to see this run: wandb leet .+; to send it later: python .+ sync .+"
+HINTS = r"see      wandb leet .+\nsend     python .+ sync .+"
 SCREEN = rf"""
 run      .+
 model    Classifier, 21,386 parameters
 device   CPU
-W&B      offline \(no key; to log in: wandb login\); {HINTS}
-(epoch \d+ +step \d+ +lr-AdamW 0.002  train/loss \S+  val/acc \S+  val/loss \S+
+W&B      offline \(no key; to log in: wandb login\)
+{HINTS}
+(epoch \d+ +step \d+ +lr-AdamW 0.002  train/loss \S+  val/acc \S+  val/loss \S+(  best)?
 )+(stopped  after epoch \d+: val/acc no longer gets better
 )?best     val/acc \S+  val/loss \S+  epoch \d+
 W&B      .+

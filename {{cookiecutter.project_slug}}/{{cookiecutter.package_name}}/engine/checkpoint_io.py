@@ -223,11 +223,11 @@ class BackgroundCheckpointIO(TorchCheckpointIO):
         writer.wait_for_released(seconds)
         self._tell_loggers()
         if not writer.wait(max(0, end - time.monotonic())):
-            print(f"warning: {writer.abandon()} is not written", file=sys.stderr, flush=True)
+            warn_user(f"{writer.abandon()} is not written")
         try:
             writer.raise_error()
         except RunError as problem:  # must not hide what ended the run
-            print(f"warning: {problem}", file=sys.stderr, flush=True)
+            warn_user(str(problem))
 
 
 def copy_event() -> Callable[[], None]:

@@ -22,6 +22,7 @@ from .lightning_internals import original_save
 from .metrics_log import update_table
 from .readable import SAFE, about_checkpoint, is_complete, newest_first, read_checkpoint
 from .run import find_run, runs_root
+from .screen import say
 from .train_state import validation_follows
 
 REFERENCE = "a checkpoint file, RUN or RUN:last"
@@ -100,7 +101,7 @@ class LastCheckpoint(ModelCheckpoint):
         batches_done = trainer.fit_loop.batch_idx + 1
         if batches_done % trainer.accumulate_grad_batches != 0:
             problem = "ends before the gradients of a step are summed up"
-            rank_zero_only(print)(f"last     {problem}: does not resume bit-for-bit")
+            rank_zero_only(say)(f"last     {problem}: does not resume bit-for-bit")
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Do not save, unlike a ModelCheckpoint."""
@@ -115,7 +116,7 @@ class LastCheckpoint(ModelCheckpoint):
             try:
                 self._save(trainer)
             except (Exception, RunError) as error:  # must not hide what ended the training
-                rank_zero_only(print)(f"warning: the last state is not saved: {error}")
+                rank_zero_only(say)(f"warning: the last state is not saved: {error}")
 
     def _is_due(self, trainer: Trainer) -> bool:
         """Return True if the settings ask for a checkpoint after this batch, on every rank."""

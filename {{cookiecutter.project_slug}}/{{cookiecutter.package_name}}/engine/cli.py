@@ -45,7 +45,7 @@ from .lightning_internals import strip_noop_hooks
 from .metrics import Divergence, MetricNameCheck, MetricsFile, Summaries
 from .parser import Parser
 from .placeholders import fill_placeholders, without_unmonitored
-from .progress import progress_callback
+from .progress import progress_callbacks
 from .provenance import (
     differences,
     display_name,
@@ -58,6 +58,7 @@ from .restore import RestoreRun
 from .resume import OF_THE_RUN, CheckpointLayers, find_restart_checkpoint, load_initial_weights
 from .run import Run
 from .run_record import RunRecord, read_record
+from .screen import clear_loading, say
 from .session import session
 from .shutdown import GracefulShutdown
 from .train_state import TrainState
@@ -96,6 +97,7 @@ class CLI(LightningCLI):
     run: Run
 
     def __init__(self, *classes: Any, **options: Any) -> None:
+        clear_loading()
         self.parsers: list[Any] = []  # one for each subcommand, in their order
         self.shutdown = GracefulShutdown()
         self.resources = ExitStack()
@@ -329,7 +331,7 @@ class CLI(LightningCLI):
             kwargs.update(dict.fromkeys(BAREBONES))
         elif wants_progress(settings, callbacks):
             kwargs["enable_progress_bar"] = sys.stdout.isatty()
-            callbacks.append(progress_callback())
+            callbacks += progress_callbacks()
         if self.subcommand is not None and not barebones:
             callbacks.append(self.shutdown)  # last: it sees what the others made of a batch
         if settings.get("enable_checkpointing") is False:
@@ -434,7 +436,7 @@ class CLI(LightningCLI):
         if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         if trainer.global_step == self.restore.restored_step:
-            print(f"done     nothing was left to train after step {trainer.global_step}")
+            say(f"done     nothing was left to train after step {trainer.global_step}")
         default_root = self.command_line.default_root
         print_outcome(trainer, self.run, self.named_callbacks, default_root)
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from .errors import UsageError, did_you_mean, print_usage_errors
+from .screen import show_loading
 from .version import __version__
 
 SUBCOMMANDS = ("fit", "validate", "test", "predict")
@@ -46,6 +47,7 @@ def command(args: Any = None, also: Sequence[str] = ()) -> bool:
         known = (*SUBCOMMANDS, *also)
         if subcommand not in (*known, "-h", "--help"):
             raise UsageError(unknown(subcommand, (*known, *OTHERS)))
+    show_loading()
     return True
 
 

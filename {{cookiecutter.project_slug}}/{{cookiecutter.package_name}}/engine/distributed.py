@@ -26,6 +26,7 @@ from .errors import UsageError, warn_user
 from .files import display_path
 from .lightning_internals import current_results, reader_of, take_over_launched_ranks
 from .run import new_run_id
+from .screen import say
 
 PARENT_VARIABLE = "RUN_PARENT"  # tells launched ranks which process launches them
 PR_SET_PDEATHSIG = 1  # from prctl(2)
@@ -208,7 +209,7 @@ class RankMonitor:
                     self._abort(failure)
 
     def _abort(self, failure: str) -> None:
-        print(f"error: {failure}", file=sys.stderr, flush=True)
+        say(f"error: {failure}", sys.stderr)
         self.on_failure()
         self.kill_launched()
         os._exit(1)  # the main thread may wait in C, where no exception reaches it

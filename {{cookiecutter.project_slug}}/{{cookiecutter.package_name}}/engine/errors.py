@@ -5,6 +5,8 @@ import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
+from .screen import say
+
 
 class UsageError(SystemExit):
     """A wrong option, file or name. Shown as one line; the exit code is 2."""
@@ -31,13 +33,13 @@ def print_usage_errors() -> Iterator[None]:
     try:
         yield
     except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}", sys.stderr)
         raise
 
 
 def warn_user(message: str) -> None:
     """Print one line that does not end the run. Call it on the first rank only."""
-    print(f"warning: {message}", file=sys.stderr, flush=True)
+    say(f"warning: {message}", sys.stderr)
 
 
 def did_you_mean(name: str, names: Iterable[str]) -> str:

@@ -97,6 +97,7 @@ class Loop(Fabric):
         self.summaries: Summaries | None = named.get("summaries")
         self.divergence: Divergence | None = named.get("divergence")
         self.last = cli.run.checkpoints / "last.ckpt"
+        self.lines = EpochLines()
         self.checkpoint_callbacks = [self.checkpoint] if self.checkpoint else []
         self.callbacks = [self.summaries] if self.summaries else []
         if self.checkpoint:
@@ -135,7 +136,8 @@ class Loop(Fabric):
         for logger in self.loggers:
             if isinstance(logger, MetricsFile):
                 logger.drop_rows(self.restore.first_row, self.global_step)
-        self.shutdown.on_train_start(self, model)  # type: ignore[arg-type]
+        for one in (self.lines, self.shutdown):
+            one.on_train_start(self, model)  # type: ignore[arg-type]
 
     def _restore(self, file: Path) -> None:
         try:
@@ -207,13 +209,15 @@ class Loop(Fabric):
             metrics: Those of the validation, by name.
         """
         trainer: Any = self
-        for callback in filter(None, (self.summaries, EpochLines())):
-            callback.on_validation_end(trainer, self.model)
+        if self.summaries:
+            self.summaries.on_validation_end(trainer, self.model)
+        self.lines.note(trainer)
         epoch = self.current_epoch
         self.current_epoch, self.batch = epoch + 1, 0
         if self.checkpoint and self.checkpoint.monitor:
             self._save_best(self.checkpoint, metrics, epoch)
             self.checkpoint.last_model_path = str(self.last)
+        self.lines.show(trainer)
         self._write(self.last)
         self.recorder.note_progress(trainer, self.current_epoch)
         for logger in self.loggers if self.is_global_zero else ():

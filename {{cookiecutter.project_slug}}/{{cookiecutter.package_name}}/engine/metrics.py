@@ -20,6 +20,7 @@ from .distributed import DUMMY_RUN
 from .errors import RunError, UsageError, did_you_mean
 from .lightning_internals import steps_logged
 from .metrics_log import NUMBER, STAGE, STEP, MetricsLog
+from .screen import say
 from .wandb_logger import RunWandbLogger, answer_nothing
 
 SUMMARY_RULES = ("min", "max", "mean", "last")
@@ -292,7 +293,7 @@ class MetricNameCheck(Callback):
 
     def _say(self, trainer: Trainer, option: str, name: str, logged: list[str]) -> None:
         if name not in self.said and trainer.is_global_zero:
-            print(f"metrics  {option}: {self._problem(name, logged)}")
+            say(f"metrics  {option}: {self._problem(name, logged)}")
         self.said.add(name)
 
     def _problem(self, name: str, logged: list[str]) -> str:

@@ -18,6 +18,7 @@ from .files import atomic_write, display_path
 from .lightning_internals import reader_of
 from .prediction_parts import Batch, Kind, Merged, Parts, sharing_of
 from .prediction_samples import Columns, Plain
+from .screen import say
 
 HARMLESS = "Total length of `DataLoader` across ranks is zero|Couldn't infer the batch"
 SAMPLES = ".pt"  # suffix of a file of samples
@@ -101,7 +102,7 @@ class PredictionWriter(BasePredictionWriter):
         if trainer.is_global_zero and self.parts is not None:
             self.parts.remove()
         if trainer.predict_loop.skip and trainer.is_global_zero:
-            print("predict  no data; nothing is written")
+            say("predict  no data; nothing is written")
 
     def _write(self, trainer: Trainer, parts: Parts, kinds: list[tuple[Kind, int]]) -> None:
         kind = Kind(
@@ -111,7 +112,7 @@ class PredictionWriter(BasePredictionWriter):
             others=set().union(*(one.others for one, _ in kinds)),
         )
         if not kind.batches:
-            print("predict  predict_step returned nothing; nothing is written")
+            say("predict  predict_step returned nothing; nothing is written")
             return
         streams = [parts.read(rank, files) for rank, (_, files) in enumerate(kinds)]
         merged = Merged(streams, list(map(sharing_of, loaders_of(trainer))))
@@ -119,7 +120,7 @@ class PredictionWriter(BasePredictionWriter):
         if kind.is_table and self.file.suffix == self.suffix:
             with atomic_write(self.file) as part:
                 self.write(part, merged.tables(kind.classes))
-            print(f"saved    {display_path(self.file)}, {merged.samples} rows")
+            say(f"saved    {display_path(self.file)}, {merged.samples} rows")
         else:
             self._write_samples(merged, kind)
 
@@ -129,10 +130,10 @@ class PredictionWriter(BasePredictionWriter):
         with atomic_write(file) as part:
             torch.save(content, part)
         what = "batches" if merged.whole else "samples"
-        print(f"saved    {display_path(file)}, {len(content)} {what}")
+        say(f"saved    {display_path(file)}, {len(content)} {what}")
         trust = not kind.others
         line = f'read     torch.load("{file.name}", mmap=True, weights_only={trust})'
-        print(line if trust else f"{line}  # it holds {min(kind.others)}")
+        say(line if trust else f"{line}  # it holds {min(kind.others)}")
 
 
 def loaders_of(trainer: Trainer) -> list[Any]:

@@ -15,6 +15,7 @@ from .files import atomic_write, display_path, git_commit, python_command
 from .metrics import MetricsFile, Summaries
 from .run import Run
 from .run_record import RUNNING, RunRecord, read_record
+from .screen import say
 from .version import __version__
 from .wandb_logger import RunWandbLogger
 
@@ -61,7 +62,7 @@ class RunRecorder(Callback):
         if stage != "fit" and not (self.run.folder / "config.yaml").exists():
             self.write_config()  # an evaluation may join a run, whose configuration stays
         for line in self.first_lines(trainer, pl_module, stage):
-            print(line, flush=True)
+            say(line)
         self.log_config(trainer, stage)
         self.begin_record(stage)
 
@@ -187,7 +188,8 @@ class RunRecorder(Callback):
             if isinstance(logger, RunWandbLogger):
                 logger.correct_config({**self.options, **config})
                 logger.log_input_artifact(self.checkpoint or "")
-                print(f"W&B      {logger.status}", flush=True)
+                for line in f"W&B      {logger.status}".splitlines():
+                    say(line)
 
     def say_what_is_best(self, trainer: Trainer) -> None:
         """Say it if another callback serves in place of `callbacks.checkpoint`."""
@@ -196,7 +198,7 @@ class RunRecorder(Callback):
             return
         if self.active:
             kind = type(best).__name__
-            print(f"best     by {best.monitor} of a {kind} that is not callbacks.checkpoint")
+            say(f"best     by {best.monitor} of a {kind} that is not callbacks.checkpoint")
 
     def note_batch_size(self, trainer: Trainer, loaders: Any) -> None:
         """Say how many samples a step of the optimizer takes, where each takes as many."""
@@ -208,7 +210,7 @@ class RunRecorder(Callback):
         batches = trainer.world_size * trainer.accumulate_grad_batches
         if batches > 1:
             total = f"{size * batches} samples a step"
-            print(f"batch    {total}, {batches} batches of {size}", flush=True)
+            say(f"batch    {total}, {batches} batches of {size}")
         self.about["batch_size"] = size * batches
         for logger in trainer.loggers:
             if isinstance(logger, RunWandbLogger):
@@ -281,20 +283,20 @@ def print_outcome(
     """
     stopping: Any = callbacks.get("early_stopping")
     if epoch := getattr(stopping, "stopped_epoch", 0):
-        print(f"stopped  after epoch {epoch}: {stopping.monitor} no longer improves")
+        say(f"stopped  after epoch {epoch}: {stopping.monitor} no longer improves")
     if values := getattr(callbacks.get("summaries"), "best", None):
         best = [f"{name.removeprefix('best/')} {value:.4g}" for name, value in values.items()]
-        print("best     " + "  ".join(best))
+        say("best     " + "  ".join(best))
     for logger in trainer.loggers:
         if isinstance(logger, RunWandbLogger):
-            print(f"W&B      {logger.url_or_dir}")
+            say(f"W&B      {logger.url_or_dir}")
     file = best_or_last(trainer)
     if not is_of_this_run(trainer, file):
         return
     shown = file if "://" in file else display_path(Path(file))
     by_id = default_root and (run.checkpoints / "last.ckpt").exists()
     reference = run.id if by_id else shown
-    print(f"saved    {shown}")
+    say(f"saved    {shown}")
     module: Any = getattr(trainer, "lightning_module", None) or trainer.model  # or of a Fabric loop
     if is_overridden("test_step", module):
-        print(f"test     {python_command('test', '--ckpt_path', reference)}")
+        say(f"test     {python_command('test', '--ckpt_path', reference)}")

@@ -22,6 +22,7 @@ from .errors import UsageError
 from .files import display_path
 from .readable import about_checkpoint, read_checkpoint
 from .run import Run, find_run
+from .screen import say
 
 CHECKPOINT_FLAGS = ("ckpt_path", "init_from", "resume")
 # What Lightning resolves itself: https://lightning.ai/docs/pytorch/stable/common/trainer.html
@@ -206,7 +207,7 @@ def load_initial_weights(module: LightningModule, file: Path, weights_only: bool
     module.load_state_dict(fitting, strict=False)
     for name in sorted((own.keys() | given.keys()) - fitting.keys()):
         here, there = shapes.get(name, "none"), given_shapes.get(name, "none")
-        rank_zero_only(print)(f"parameters {name}: {here} here, {there} in the checkpoint")
+        rank_zero_only(say)(f"parameters {name}: {here} here, {there} in the checkpoint")
 
 
 def shapes_of(state_dict: Mapping[str, Any]) -> dict[str, Any]:

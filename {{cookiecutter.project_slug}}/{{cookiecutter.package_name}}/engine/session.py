@@ -18,12 +18,14 @@ from .wandb_session import own_session, restored_environment
 SILENCED_LOGGERS = (
     "lightning.pytorch.utilities.rank_zero",  # tips, and what a run's first lines say
     "lightning.fabric.utilities",
+    "lightning.pytorch.accelerators.cuda",  # which GPUs a rank sees
     "lightning.pytorch.trainer.connectors.signal_connector",  # that it would requeue a SLURM job
 )
 SILENCED_WARNINGS = (
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # Lightning's own use of torch
     r"You are trying to `self.log\(\)` but `Trainer\(barebones=True\)`",  # that is what it is for
     r"Be aware that when using `ckpt_path`, callbacks used",  # evaluating needs none of them
+    r"The AccumulateGrad node's stream does not match",  # of DDP's first step; torch syncs both
     r"The `srun` command is available",  # on a login node, or on a machine with SLURM's tools
     r"Checkpoint directory .* exists and is not empty",  # of a run that is resumed
     r"The dirpath has changed",  # a new run that begins at another's checkpoint has its own best

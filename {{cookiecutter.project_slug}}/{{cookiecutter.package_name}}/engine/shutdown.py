@@ -24,6 +24,7 @@ from .errors import RunError, UsageError
 from .files import display_path, python_command
 from .recorder import RunRecorder
 from .run import Run
+from .screen import say, write_at_once
 from .wandb_ending import PREEMPTED
 from .wandb_logger import finish_wandb
 
@@ -31,7 +32,7 @@ NAMES = ("SIGINT", "SIGTERM", "SIGUSR1")
 SIGNALS = [getattr(signal, name) for name in NAMES if hasattr(signal, name)]
 ECHO_SECONDS = 1  # launchers pass on the signals that schedulers send to every process
 ESCALATION_SECONDS = 20  # SLURM (KillWait) and Kubernetes kill 30 s after SIGTERM
-FIRST_SIGNAL = b"\nstopping after this batch; press Ctrl-C again to stop now\n"
+FIRST_SIGNAL = "stopping after this batch; press Ctrl-C again to stop now"
 
 
 class ExitBySignal(SystemExit):
@@ -114,7 +115,7 @@ class GracefulShutdown(Callback):
         if number == signal.SIGTERM:
             threading.Thread(target=self.escalate_after, daemon=True).start()
         if self.trainer is not None and self.trainer.is_global_zero:
-            os.write(1, FIRST_SIGNAL)  # `print` raises where the signal came during another one
+            write_at_once(FIRST_SIGNAL)
 
     def escalate_after(self, seconds: float = ESCALATION_SECONDS) -> None:
         """Send the signal again unless the run ends in time: its sender would kill it."""
@@ -199,7 +200,8 @@ def end_command(shutdown: GracefulShutdown, error: BaseException | None) -> Base
         error = signaled
     ending = reason_to_end(shutdown, error)
     if isinstance(ending, ExitBySignal) and first:
-        print(f"stopped  by {ending.name}{resume_hint(shutdown.run)}", flush=True)
+        say(f"stopped  by {ending.name}")
+        say_how_to_resume(shutdown.run)
     code = exit_code(ending)
     loggers = shutdown.trainer.loggers if shutdown.trainer else []
     try:
@@ -225,7 +227,7 @@ def leave_folder(shutdown: GracefulShutdown, run: Run, ending: BaseException | N
     step = trainer.global_step if trainer else 0
     trained = shutdown.training_began and step > shutdown.step_at_start
     if ending and shutdown.made_folder and not trained and run.remove_unused():
-        print(f"removed  {display_path(run.folder)}: it ended before its first step", flush=True)
+        say(f"removed  {display_path(run.folder)}: it ended before its first step")
         return
     first_line = str(ending or "").partition("\n")[0]
     is_message = isinstance(ending, UsageError | ExitBySignal) or ending is None
@@ -245,11 +247,10 @@ def reason_to_end(shutdown: GracefulShutdown, error: BaseException | None) -> Ba
     return SystemExit(1) if rank_zero_only.rank else RunError(failure)  # type: ignore[attr-defined]
 
 
-def resume_hint(run: Run | None) -> str:
-    """Return the end of a line: the command that resumes the run, if it has a checkpoint."""
-    if run is None or not any(run.checkpoints.glob("*.ckpt")):
-        return ""
-    return f"; to resume: {python_command('fit', '--resume', display_path(run.folder))}"
+def say_how_to_resume(run: Run | None) -> None:
+    """Print the command that resumes the run, if it has a checkpoint."""
+    if run is not None and any(run.checkpoints.glob("*.ckpt")):
+        say(f"resume   {python_command('fit', '--resume', display_path(run.folder))}")
 
 
 def exit_code(error: BaseException | None) -> int:

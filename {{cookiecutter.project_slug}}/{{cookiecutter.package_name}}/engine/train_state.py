@@ -34,6 +34,7 @@ from .lightning_internals import (
     validation_values,
 )
 from .random_streams import random_states, restore_random
+from .screen import say
 
 INEXACT = "does not resume bit-for-bit"
 
@@ -201,19 +202,19 @@ class TrainState(Callback):
     def _print_exceptions(self) -> None:
         """Say what cannot be resumed bit-for-bit."""
         if self.order is None:
-            print(f"data     use_distributed_sampler is false: {INEXACT} within an epoch")
+            say(f"data     use_distributed_sampler is false: {INEXACT} within an epoch")
             return
         for reason in self.order.exceptions():
-            print(f"data     {reason}: {INEXACT} within an epoch")
+            say(f"data     {reason}: {INEXACT} within an epoch")
 
     def _print_position(self, trainer: Trainer, saved: dict[str, Any]) -> None:
         epoch, batch = saved["epoch"], saved["batch"]
-        print(f"resumed  at epoch {epoch}, batch {batch}, step {trainer.global_step}")
+        say(f"resumed  at epoch {epoch}, batch {batch}, step {trainer.global_step}")
         if len(saved["ranks"]) != trainer.world_size:
             counts = f"{len(saved['ranks'])} before, {trainer.world_size} now"
-            print(f"ranks    {counts}: {INEXACT}")
+            say(f"ranks    {counts}: {INEXACT}")
         if batch and "loaders" not in saved:
-            print(f"data     the checkpoint is of an earlier release: {INEXACT} within its epoch")
+            say(f"data     the checkpoint is of an earlier release: {INEXACT} within its epoch")
 
     def _begin(self, trainer: Trainer, module: LightningModule, begin: Callable[[], None]) -> None:
         """Begin the epoch in which the training resumes, in the place of Lightning's `begin`."""

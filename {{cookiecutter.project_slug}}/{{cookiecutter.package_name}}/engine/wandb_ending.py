@@ -5,6 +5,7 @@ from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 from .files import sync_command
+from .screen import say
 
 if TYPE_CHECKING:
     from .wandb_uploads import Uploads
@@ -44,8 +45,8 @@ class Ending:
             self.thread.join(min(SILENT_SECONDS, seconds or SILENT_SECONDS))
             if self.thread.is_alive():
                 most = "" if seconds is None else f"at most {seconds:.0f} s "
-                leave = f"Ctrl-C leaves it to: {sync_command(self.folder)}"
-                print(f"W&B      waits {most}for {self._awaited()}; {leave}", flush=True)
+                say(f"W&B      waits {most}for {self._awaited()}; Ctrl-C leaves it to:")
+                say(f"send     {sync_command(self.folder)}")
                 self.thread.join(seconds and seconds - SILENT_SECONDS)
         except BaseException:  # a signal
             if self.uploads is not None:

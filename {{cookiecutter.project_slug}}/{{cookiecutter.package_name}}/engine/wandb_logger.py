@@ -16,6 +16,7 @@ from .errors import UsageError
 from .files import display_path, sync_command
 from .lightning_internals import run_of_parent, set_wandb_run, wandb_run
 from .run import Run
+from .screen import say
 from .wandb_ending import Ending
 from .wandb_session import (
     OF_THE_OPEN_RUN,
@@ -326,7 +327,7 @@ class RunWandbLogger(WandbLogger):
             self.use_artifact(f"{entity}/{project}/{name}:{version}", "model")
         except Exception as error:  # W&B raises many kinds, and a record is not worth a run
             problem = "W&B did not record which checkpoint the run begins with"
-            print(f"warning: {problem}: {error}", flush=True)
+            say(f"warning: {problem}: {error}")
 
     @property
     def url_or_dir(self) -> str:
@@ -338,14 +339,14 @@ class RunWandbLogger(WandbLogger):
 
     @property
     def status(self) -> str:
-        """Where to look at the run; if it is offline why, and how to see and send it."""
+        """Where to look at the run; if it is offline why, and lines on how to see and send it."""
         run = self.experiment
         if not run.offline:
             return self.url_or_dir
         folder = Path(run.dir).parents[1]
         why = f" ({self.offline_reason})" if self.offline_reason else ""
-        see = f"to see this run: wandb leet {display_path(folder)}"
-        return f"offline{why}; {see}; to send it later: {sync_command(folder.parent)}"
+        see = f"see      wandb leet {display_path(folder)}"
+        return f"offline{why}\n{see}\nsend     {sync_command(folder.parent)}"
 
     def finish(self, exit_code: int) -> None:
         """End the W&B run if one was begun, and say what W&B does not have of it.
@@ -365,8 +366,8 @@ class RunWandbLogger(WandbLogger):
         if not self.joined:
             forget_run(run)
         if missing:
-            send = f"to send the rest: {sync_command(self.ending.folder)}"
-            print(f"W&B      has not all of this run ({missing}); {send}", flush=True)
+            say(f"W&B      has not all of this run ({missing})")
+            say(f"send     {sync_command(self.ending.folder)}")
 
     def _seconds(self, exit_code: int) -> float | None:
         """Return how long the end may wait for W&B; None for ever."""

@@ -14,6 +14,7 @@ import wandb
 from .errors import UsageError
 from .files import git_commit
 from .readable import about_checkpoint
+from .screen import say
 from .version import __version__
 
 if TYPE_CHECKING:
@@ -118,7 +119,7 @@ class Uploads:
         try:
             artifact, aliases = checkpoint_artifact(file, self.run.id, git_commit())
         except UsageError as error:  # the file stays where it is
-            print(f"warning: {error}", flush=True)
+            say(f"warning: {error}")
             return True
         try:
             step = artifact.metadata["step"]
@@ -131,7 +132,7 @@ class Uploads:
             if not (self.warned or self.closed.is_set()):
                 reason = " ".join(str(error).split())
                 waits = "W&B did not take a checkpoint, which waits in uploads/"
-                print(f"warning: {waits}: {reason}", flush=True)
+                say(f"warning: {waits}: {reason}")
             self.warned = True
             return False
         return True
