@@ -14,6 +14,7 @@ PARTS = {
     ("slurm", True): ["slurm/README.md", "slurm/train.sbatch"],
     ("fabric", True): [
         "train_fabric.py",
+        "docs/fabric.md",
         "configs/fabric.yaml",
         "{package_name}/engine/fabric.py",
         "tests/test_fabric.py",

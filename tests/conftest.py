@@ -68,7 +68,11 @@ def texts(project: Path) -> Iterator[tuple[str, str]]:
 
 
 def blocks(page: str) -> list[tuple[str, str]]:
-    """The blocks of code of a page in Markdown: their language and their text."""
+    """The blocks of code of a page in Markdown: their language and their text.
+
+    Without those below the comment `<!-- not yet executed -->`.
+    """
+    page = re.sub(r"(?ms)^<!-- not yet executed -->\n```.*?^```$", "", page)
     return re.findall(r"^```(\w+)\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
 
 

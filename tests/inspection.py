@@ -5,6 +5,7 @@ import json
 import re
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ PARSERS |= dict.fromkeys((".yaml", ".yml"), yaml.safe_load)
 JINJA = re.compile(r"(?<!\$)\{\{|\{%|\{#|cookiecutter\b")
 FILE = re.compile(r"(?<![\w/.<>-])[\w./-]+\.(?:yaml|yml|py|sbatch|toml|md)(?![\w/.])")
 PAGE = MarkdownIt().enable("strikethrough")
+TABLES = MarkdownIt().enable("table")
 MADE_BY_RUNS = {"config.yaml"}
 
 
@@ -57,7 +59,13 @@ def named_files(page: Path) -> Iterator[str]:
             yield from FILE.findall(token.content)
         target = str(token.attrs.get("href") or token.attrs.get("src") or "")
         if target and not re.match(r"https?://|#", target):
-            yield target
+            yield target.partition("#")[0]
+
+
+def made_files(page: str) -> set[str]:
+    """Files that a page has one make: by a block that begins with the name, or by `cp`."""
+    made = r"^(?:```\w+\n# (\S+?)(?:,.*)?|cp \S+ (\S+))$"
+    return {name for names in re.findall(made, page, re.MULTILINE) for name in names if name}
 
 
 def inspect(project: Path, answers: Mapping[str, Any], plain: bool = True) -> None:
@@ -79,8 +87,32 @@ def inspect(project: Path, answers: Mapping[str, Any], plain: bool = True) -> No
             project / package,
             project / package / "engine",
         )
-        for name in set(named_files(page)) - MADE_BY_RUNS:
+        made = made_files(page.read_text(encoding="utf-8"))
+        for name in set(named_files(page)) - MADE_BY_RUNS - made:
             assert any((folder / name).exists() for folder in folders), f"{page.name} names {name}"
+
+
+def longest_paragraph(markdown: str) -> str:
+    """Return the paragraph, item or cell of a table with the most words."""
+    texts = [block.content for block in TABLES.parse(markdown) if block.type == "inline"]
+    return max(texts, key=lambda text: len(text.split()))
+
+
+def links(page: Path) -> list[str]:
+    """Return where the links of a page lead that stay within the repository."""
+    targets = [str(token.attrs.get("href") or "") for token in tokens(page.read_text("utf-8"))]
+    return [target for target in targets if target and not re.match(r"https?://|mailto:", target)]
+
+
+def anchors(markdown: str) -> set[str]:
+    """Return the anchors of a page's headings, as GitHub makes them."""
+    blocks = PAGE.parse(markdown)
+    titles = [
+        "".join(piece.content for piece in after.children or [])
+        for block, after in pairwise(blocks)
+        if block.type == "heading_open"
+    ]
+    return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
 def metadata(project: Path) -> str:

@@ -574,10 +574,10 @@ def test_a_script_of_any_name_runs_on_two_ranks_and_names_itself(
 
 
 @pytest.fixture
-def by_the_readme(bake: Bake, tmp_path: Path) -> Path:
-    """A project whose command line was extended with what its README has to copy, and no more."""
+def by_the_page(bake: Bake, tmp_path: Path) -> Path:
+    """A project whose command line was extended with what its docs/cli.md has, and no more."""
     project = bake(tmp_path)
-    page = (project / "README.md").read_text(encoding="utf-8")
+    page = (project / "docs" / "cli.md").read_text(encoding="utf-8")
     files = [text for kind, text in blocks(page) if kind == "python"]
     (package_file,) = [text for text in files if text.startswith("# my_project/cli.py\n")]
     (in_main,) = [text for text in files if text.startswith("# main.py, within main()\n")]
@@ -590,13 +590,11 @@ def by_the_readme(bake: Bake, tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_the_readme_alone_is_enough_to_extend_the_command_line(
-    by_the_readme: Path, run: Run
-) -> None:
+def test_the_page_alone_is_enough_to_extend_the_command_line(by_the_page: Path, run: Run) -> None:
     def main(words: str) -> str:
-        return run(sys.executable, "main.py", *words.split(), cwd=by_the_readme)
+        return run(sys.executable, "main.py", *words.split(), cwd=by_the_page)
 
-    runs, flags = by_the_readme / "runs", "--trainer.logger false --trainer.log_every_n_steps 5"
+    runs, flags = by_the_page / "runs", "--trainer.logger false --trainer.log_every_n_steps 5"
     averages = "--callbacks.averages.decay 0.8"
     for devices in ("", " --trainer.devices 2 --trainer.accelerator cpu --trainer.strategy ddp"):
         main(
@@ -614,8 +612,8 @@ def test_the_readme_alone_is_enough_to_extend_the_command_line(
         again = yaml.safe_load((runs / f"{folder.name}-b" / "config.yaml").read_text())
         assert again == recorded | {"trainer": again["trainer"]}
     main("export --ckpt_path extended0 --file model.pt2 --trainer.logger false")
-    assert (by_the_readme / "model.pt2").stat().st_size > 0
-    run(sys.executable, "-m", "ruff", "check", ".", cwd=by_the_readme)
+    assert (by_the_page / "model.pt2").stat().st_size > 0
+    run(sys.executable, "-m", "ruff", "check", ".", cwd=by_the_page)
 
 
 def test_a_model_with_a_function_among_its_options_can_be_copied(command: Commands) -> None:

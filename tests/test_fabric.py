@@ -228,14 +228,12 @@ def test_a_run_that_is_ended_goes_on_bit_by_bit(
 
 
 @pytest.mark.slow
-def test_the_commands_of_the_readme_work(place: Place) -> None:
-    text = (place.project / "README.md").read_text()
-    text = text.partition("## A loop of your own")[2].partition("\n## ")[0]
-    lines = command_lines(text)
+def test_the_commands_of_the_page_work(place: Place) -> None:
+    lines = command_lines((place.project / "docs" / "fabric.md").read_text())
     assert len(lines) == 4
     for number, line in enumerate(lines):
-        run = {2: "readme-0"}.get(number, f"readme-{number}")
-        words = line.removeprefix("python ").replace("RUN", "readme-0")
+        run = {2: "page-0"}.get(number, f"page-{number}")
+        words = line.removeprefix("python ").replace("RUN", "page-0")
         short = " --trainer.max_epochs 1" if number < 2 else ""
         assert f"runs/{run}" in place(run, words + short)
 

@@ -23,6 +23,16 @@ FILES = {
     "LICENSE",
     "Makefile",
     "README.md",
+    "docs/checkpoints.md",
+    "docs/cli.md",
+    "docs/data-and-model.md",
+    "docs/devices.md",
+    "docs/own.md",
+    "docs/predict.md",
+    "docs/runs.md",
+    "docs/sweeps.md",
+    "docs/updates.md",
+    "docs/wandb.md",
     "configs/ddp.yaml",
     "configs/debug.yaml",
     "configs/defaults.yaml",
@@ -121,8 +131,9 @@ CHANGED = {  # by an option, besides the files that are there for it alone
     "wandb_checkpoints": {"configs/defaults.yaml"},
     "license": {"LICENSE", "pyproject.toml"},
     "python_version": {"README.md", "pyproject.toml"},
-    "slurm": {"README.md"},
-    "fabric": {"README.md", "pyproject.toml"},  # mypy's list of files
+    "slurm": {"README.md", "docs/devices.md"},
+    "fabric": {"README.md", "docs/data-and-model.md", "pyproject.toml"},  # mypy's list of files
+    "docker": {"README.md"},
 }
 
 

@@ -151,9 +151,9 @@ def test_a_host_that_is_cut_off_ends_the_job_which_goes_on_when_it_is_back(
 def test_torchrun_starts_the_ranks_of_two_hosts_again_where_they_were(
     launch: Launch, runs: Path, project: Path, tmp_path: Path, rank: int
 ) -> None:
-    """By the command of the README, on hosts of one device."""
+    """By the command of docs/devices.md, on hosts of one device."""
     (line,) = re.findall(
-        "^torchrun (--nnodes 2 .*)$", (project / "README.md").read_text(), re.MULTILINE
+        "^torchrun (--nnodes 2 .*)$", (project / "docs" / "devices.md").read_text(), re.MULTILINE
     )
     for told, meant in {
         "HOST:29500": RENDEZVOUS,

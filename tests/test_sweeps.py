@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pytest
 import torch
 import yaml
 from bakery import environment
-from conftest import Bake
+from conftest import Bake, blocks
 from wandb_server import Run as Sent
 from wandb_server import Sweep, WandbServer
 
@@ -183,6 +184,19 @@ def test_null_lists_booleans_and_numbers_arrive_as_they_stand_on_two_ranks(
     assert (run.tags, run.notes) == (["small", "1", "null"], "false")
     assert re.search("device +2 x CPU", swept.screens[1])
     assert "best/val/acc" in run.summary
+
+
+@pytest.mark.slow
+def test_the_grid_of_the_projects_page_trains_its_combinations(machine: Machine) -> None:
+    page = (machine.project / "docs" / "sweeps.md").read_text(encoding="utf-8")
+    (grid,) = [block for kind, block in blocks(page) if kind == "yaml"]
+    assert grid.startswith("# configs/grid.yaml\n")
+    (machine.project / "configs" / "grid.yaml").write_text(grid, encoding="utf-8")
+    sweep = machine.sweep("configs/grid.yaml")
+    ended(machine.agent(sweep, count=4))
+    drawn = [(run.config["model.lr"], run.config["model.width"]) for run in machine.trials(sweep)]
+    values = [sweep.config["parameters"][name]["values"] for name in ("model.lr", "model.width")]
+    assert sorted(drawn) == sorted(product(*values))
 
 
 def test_each_trial_has_one_folder_by_its_id_in_wandb_and_the_screen_is_ours(

@@ -4,11 +4,13 @@ import re
 import sys
 from html import unescape
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 from bakery import TEMPLATE
 from command import Commands
 from conftest import ASKED, QUESTIONS, SOURCES, Run, command_lines, copy_template, tracked
+from inspection import anchors, links, longest_paragraph
 
 README = (TEMPLATE / "README.md").read_text(encoding="utf-8")
 
@@ -52,7 +54,6 @@ def test_every_command_of_the_readme_is_one_that_a_test_runs() -> None:
 def test_every_page_with_commands_or_code_is_read_by_a_test_that_runs_them() -> None:
     readers = {
         "README.md": "test_template.py",
-        "docs/own.md": "test_walkthrough.py",
         "docs/wandb.md": "test_wandb.py",
         f"{SOURCES.name}/README.md": "test_readme.py",
         f"{SOURCES.name}/slurm/README.md": "test_slurm.py",
@@ -62,7 +63,9 @@ def test_every_page_with_commands_or_code_is_read_by_a_test_that_runs_them() -> 
         for name in tracked()
         if name.endswith(".md") and "```" in (TEMPLATE / name).read_text("utf-8")
     ]
-    assert {name for name in pages if not name.startswith("docs/recipes/")} == readers.keys()
+    # The whole folders are read by test_recipes.py, and by test_readme.py and test_walkthrough.py.
+    folders = ("docs/recipes/", f"{SOURCES.name}/docs/")
+    assert {name for name in pages if not name.startswith(folders)} == readers.keys()
     for (
         page,
         reader,
@@ -74,13 +77,33 @@ def test_every_page_with_commands_or_code_is_read_by_a_test_that_runs_them() -> 
         ), page
 
 
+@pytest.mark.parametrize("name", ["CONTRIBUTING.md", "docs/decisions.md"])
+def test_a_long_page_begins_with_an_index_of_all_its_sections(name: str) -> None:
+    page = (TEMPLATE / name).read_text(encoding="utf-8")
+    index, _, rest = page.partition("\n## ")
+    listed = re.findall(r"^\d+\. \[.*?\]\(#(.*?)\)", index, re.MULTILINE)
+    titles = re.findall(r"^## .*", f"\n## {rest}", re.MULTILINE)
+    assert [anchors(title).pop() for title in titles] == listed
+
+
+def test_no_paragraph_of_contributing_is_long() -> None:
+    longest = longest_paragraph((TEMPLATE / "CONTRIBUTING.md").read_text(encoding="utf-8"))
+    assert len(longest.split()) <= 60, longest
+
+
 def test_links_and_files_that_a_page_names_are_there() -> None:
     baked = [SOURCES, SOURCES / "configs", SOURCES / "{{cookiecutter.package_name}}"]
     for page in [
         TEMPLATE / name for name in tracked() if name.endswith(".md") and SOURCES.name not in name
     ]:
-        for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text(encoding="utf-8")):
-            assert (page.parent / target).exists(), f"{page.name} names {target}"
+        for link in links(page):
+            name, _, anchor = unquote(link).partition("#")
+            target = page.parent / name if name else page
+            assert target.exists(), f"{page.name} links {link}"
+            if anchor:
+                assert anchor in anchors(target.read_text(encoding="utf-8")), (
+                    f"{page.name} links {link}"
+                )
     for name in set(re.findall(r"`([\w/.-]+\.(?:py|yaml|toml|md|json))`", README)) - {
         ".cruft.json"
     }:

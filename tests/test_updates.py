@@ -35,7 +35,8 @@ def make_older(template: Path) -> None:
     edit(engine / "wandb_logger.py", ('"""', '"""In other words: '))
     edit(project / "configs/defaults.yaml", ("seed_everything: 42", "seed_everything: 7"))
     edit(project / "pyproject.toml", ('"numpy>=2,<3"', '"numpy>=1,<3"'))
-    edit(project / "README.md", ("## How a run ends", "## Endings"))
+    edit(project / "README.md", ("## Pages", "## Contents"))
+    edit(project / "docs" / "runs.md", ("## How a run ends", "## Endings"))
     for name in ("data", "model", "network"):
         edit(project / "{{cookiecutter.package_name}}" / f"{name}.py", ('"""', '"""Once: '))
     # without the question for `fabric`, its files and its mentions
@@ -72,6 +73,7 @@ def change_as_a_team_does(project: Path) -> None:
     edit(project / "configs/digits.yaml", ("batch_size: 64", "batch_size: 48"))
     edit(project / "configs/defaults.yaml", ("patience: 10", "patience: 12"))
     edit(project / "README.md", ("# My Project", "# Our Project\n\nAsk Jo."))
+    edit(project / "docs" / "runs.md", ("# Runs\n", "# Our runs\n"))
     edit(project / "pyproject.toml", ("dependencies = [", 'dependencies = [\n  "einops>=0.8",'))
     (project / "configs/ours.yaml").write_text("trainer:\n  max_epochs: 3\n")
     (project / "configs/sweep.yaml").unlink()
@@ -135,7 +137,8 @@ def test_an_update_brings_ours_and_leaves_theirs(old: Path, bake: Bake, run: Run
     for name, arrived, kept in (
         ("configs/defaults.yaml", "seed_everything: 42", "patience: 12"),
         ("pyproject.toml", '"numpy>=2,<3"', '"einops>=0.8"'),
-        ("README.md", "## How a run ends", "Ask Jo."),
+        ("README.md", "## Pages", "Ask Jo."),
+        ("docs/runs.md", "## How a run ends", "# Our runs"),
     ):
         assert arrived in now[name], name
         assert kept in now[name], name

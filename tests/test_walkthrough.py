@@ -6,17 +6,15 @@ import sys
 from pathlib import Path
 
 import pytest
-from bakery import TEMPLATE
 from conftest import Bake, Run, blocks, texts
 
-PAGE = (TEMPLATE / "docs" / "own.md").read_text(encoding="utf-8")
 BIN = Path(sys.executable).parent
 OWN = "## Your own data and model\n"
 
 
-def files_that_are_yours(readme: str) -> set[str]:
+def files_that_are_yours(page: str) -> set[str]:
     """Return those in the first column of the table; some stand without their folder."""
-    table = readme.partition(OWN)[2].partition("\n## ")[0]
+    table = page.partition(OWN)[2].partition("\n## ")[0]
     cells = [
         re.findall(r"`([^`]+)`", row) for row in re.findall(r"^\| (`.*?) \|", table, re.MULTILINE)
     ]
@@ -35,7 +33,7 @@ def test_the_steps_lead_from_the_example_to_another_task_that_passes_all_checks(
     (project / ".venv").mkdir()
     (project / ".venv" / "ready").touch()  # the environment of these tests stands for its own
     printed = {}
-    for kind, block in blocks(PAGE):
+    for kind, block in blocks((project / "docs" / "own.md").read_text(encoding="utf-8")):
         if kind == "bash":
             for line in block.splitlines():
                 printed[line] = run(
@@ -50,9 +48,9 @@ def test_the_steps_lead_from_the_example_to_another_task_that_passes_all_checks(
 
     git("add", "--all", cwd=project)
     changed = set(git("diff", "--cached", "--name-only", "--no-renames", cwd=project).split())
-    assert changed == files_that_are_yours((project / "README.md").read_text()) | {
-        "configs/diabetes.yaml"
-    }
+    assert changed == files_that_are_yours(
+        (project / "docs" / "data-and-model.md").read_text(encoding="utf-8")
+    ) | {"configs/diabetes.yaml"}
 
     (trained,) = (path.parent for path in project.glob("runs/*/metrics.csv"))
     assert f"best     val/mae {best(trained):.4g}" in printed["make train"]
@@ -64,7 +62,9 @@ def best(trained: Path) -> float:
 
 
 def test_the_example_stands_in_no_other_file_than_those_that_are_yours(project: Path) -> None:
-    yours = files_that_are_yours((project / "README.md").read_text(encoding="utf-8"))
+    yours = files_that_are_yours(
+        (project / "docs" / "data-and-model.md").read_text(encoding="utf-8")
+    )
     for name, text in texts(project):
         if name.endswith((".py", ".yaml", ".yml")) and name not in yours and "/engine/" not in name:
             code = re.sub(r'(?ms)^ *#.*?$|""".*?"""', "", text)
