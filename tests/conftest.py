@@ -68,11 +68,7 @@ def texts(project: Path) -> Iterator[tuple[str, str]]:
 
 
 def blocks(page: str) -> list[tuple[str, str]]:
-    """The blocks of code of a page in Markdown: their language and their text.
-
-    Without those below the comment `<!-- not yet executed -->`.
-    """
-    page = re.sub(r"(?ms)^<!-- not yet executed -->\n```.*?^```$", "", page)
+    """The blocks of code of a page in Markdown: their language and their text."""
     return re.findall(r"^```(\w+)\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
 
 

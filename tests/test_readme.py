@@ -54,6 +54,7 @@ WITH_CODE = {
 LINES = [
     line for title, text in sections() if title not in WITH_CODE for line in command_lines(text)
 ]
+RUNS = [line for line in LINES if line.startswith("python main.py runs")]
 TRAINING = [line for line in dict.fromkeys(LINES) if line.startswith("python main.py fit")]
 CODES = [code for page in PAGES.values() for code in re.findall(r"(?<!`)`([^`\n]+)`(?!`)", page)]
 FLAGS = [
@@ -84,7 +85,7 @@ def test_there_is_no_command_of_a_kind_that_no_test_runs() -> None:
     kinds = {
         line
         for line in LINES
-        if line not in (*TRAINING, *INSTALLATION)
+        if line not in (*TRAINING, *RUNS, *INSTALLATION)
         and not line.startswith(("make ", "torchrun --nnodes 2 ", "python train_fabric.py"))
     }
     # In test_wandb.py, test_sync.py, test_sweeps.py, test_hosts.py, test_fabric.py and
@@ -121,6 +122,28 @@ def test_a_flag_in_the_text_is_an_option(flag: str, command: Commands) -> None:
     words = shlex.split(flag) if " " in flag else [flag, VALUES[flag]]
     outcome = command(["fit", "--config", "@digits", *words, "--trainer.fast_dev_run", "true"])
     assert (outcome.code, outcome.err) == (0, ""), outcome.err
+
+
+def test_the_commands_on_runs_work(
+    command: Commands, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RUNS_ROOT", str(tmp_path / "runs"))
+    monkeypatch.chdir(tmp_path)
+    for name in ("RUN", "OTHER"):
+        line = f"fit --config @digits --run_id {name} --trainer.logger false {SHORT}"
+        assert command(line).code == 0
+    assert len(RUNS) > 8
+    for line in RUNS:
+        words = shlex.split(line)[2:]
+        outcome = command([*words, "--yes"] if "rm" in words else words)
+        assert (outcome.code, outcome.err) == (0, ""), (line, outcome)
+        assert outcome.out
+    assert [folder.name for folder in (tmp_path / "runs").iterdir()] == ["OTHER"]
+    flags = [code.split() for code in CODES if re.match("runs .*--", code)]
+    assert len(flags) > 8
+    for _, *action, flag in (words[: 3 if words[1][0] != "-" else 2] for words in flags):
+        assert f"{flag} " in command(["runs", *action, "--help"]).out
+    assert (tmp_path / "runs.png").exists()
 
 
 @pytest.fixture(scope="module")

@@ -489,6 +489,21 @@ def test_a_models_calls_of_wandb_do_nothing_in_a_dry_run(
     assert not (tmp_path / "wandb").exists()
 
 
+@pytest.mark.parametrize("flags", ["--trainer.fast_dev_run true", "--trainer.logger false"])
+def test_a_logger_that_outlives_its_command_leaves_wandbs_calls_alone(
+    flags: str, command: Commands
+) -> None:
+    made = []
+    replace = dataclasses.replace(command, main=lambda words: made.append(command.main(words)))
+    assert replace(f"{FIT} {flags}").code == 0
+    for logger in made[0].trainer.loggers:
+        run: Any = logger.experiment
+        run.log({"a": 1})
+    assert wandb.run is None
+    with pytest.raises(wandb.Error):
+        wandb.log({"a": 1})
+
+
 @pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_models_calls_of_wandb_act_on_the_first_rank_and_do_nothing_on_others(
     ranks: int, online: WandbServer, process: Callable[[list[str]], str], tmp_path: Path

@@ -20,6 +20,7 @@ from .screen import say
 from .wandb_ending import Ending
 from .wandb_session import (
     OF_THE_OPEN_RUN,
+    calls_are_ours,
     end_session,
     forget_run,
     open_run,
@@ -387,10 +388,10 @@ class DryRunLogger(DummyLogger):
 def answer_nothing() -> Any:
     """Have W&B's calls do nothing where no run is open; return a run that does nothing.
 
-    So a model may call them on all ranks, and without W&B.
+    So a model may call them on all ranks, and without W&B. After the command they are W&B's again.
     """
     wandb: Any = sys.modules.get("wandb")
-    if wandb is not None and wandb.run is None:
+    if wandb is not None and wandb.run is None and calls_are_ours():
         for name in OF_THE_OPEN_RUN:
             setattr(wandb, name, DUMMY_RUN)
     return DUMMY_RUN

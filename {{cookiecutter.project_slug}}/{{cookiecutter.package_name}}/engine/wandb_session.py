@@ -1,5 +1,6 @@
 """W&B's session: a separate one for each command, and whether W&B takes anything now."""
 
+import multiprocessing
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -144,6 +145,14 @@ def forget_run(run: Any) -> None:
         session.remove_active_run(run)
     if wandb is not None and wandb.run is run:
         wandb.sdk.lib.module.unset_globals()
+
+
+def calls_are_ours() -> bool:
+    """Return True within a command, whose end puts back what `wandb` has for the open run.
+
+    A process that a launcher has spawned is a command's as a whole.
+    """
+    return CALLS.get() is not None or multiprocessing.parent_process() is not None
 
 
 def session_is_ours() -> bool:
