@@ -23,7 +23,8 @@ from lightning.pytorch import Callback
 
 class Id(Callback):
     def on_train_start(self, trainer, pl_module):
-        print(f"\\nrank {trainer.global_rank} is of {os.environ['WANDB_RUN_ID']}", flush=True)
+        line = f"\\nrank {trainer.global_rank} is of {os.environ['WANDB_RUN_ID']}\\n"
+        os.write(1, line.encode())  # `print` writes the end of a line by itself
 """
 
 

@@ -209,7 +209,7 @@ def test_a_sync_that_is_killed_and_run_again_is_exact(
     process.wait()
     assert not reference.exists()
     online.recover()
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while (outcome := command(f"sync {run}")).code and time.monotonic() < deadline:
         assert "another process is at work on it" in outcome.out  # the client of the killed one
         time.sleep(1)

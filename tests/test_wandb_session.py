@@ -159,7 +159,7 @@ def test_what_a_caller_sets_in_python_counts_over_variables_and_what_it_read_bef
 ) -> None:
     monkeypatch.setenv("WANDB_MODE", "online")
     wandb.setup(wandb.Settings(mode="offline"))
-    assert "W&B      offline; " in command(FIT).out
+    assert "W&B      offline\n" in command(FIT).out
     wandb.teardown()
     monkeypatch.setenv("WANDB_MODE", "offline")
     wandb.setup()
