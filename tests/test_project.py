@@ -13,6 +13,8 @@ RUFF_CHECK = (sys.executable, "-m", "ruff", "check", ".")
 RUFF_FORMAT = (sys.executable, "-m", "ruff", "format", "--check", ".")
 OWN_TESTS = (sys.executable, "-m", "pytest", "-q", "-x", "-n", "0")
 MYPY = (sys.executable, "-m", "mypy")
+# What `make check` adds here: a project is strict for its engine alone.
+STRICT = re.search(r"^STRICT := (.*)$", (TEMPLATE / "Makefile").read_text(), re.MULTILINE)
 
 
 @pytest.fixture
@@ -37,8 +39,11 @@ def test_ruff_passes_under_any_package_name(
     run(*RUFF_FORMAT, cwd=project)
 
 
-def test_mypy_passes(whole: Path, run: Run) -> None:
-    run(*MYPY, cwd=whole)
+def test_mypy_passes_as_strict_as_for_the_engine_also_for_the_rest(whole: Path, run: Run) -> None:
+    assert STRICT
+    run(*MYPY, *STRICT[1].split(), cwd=whole)
+    (whole / "tests" / "planted.py").write_text('def untyped(x):\n    return 1 + "1"\n')
+    assert "[operator]" in run(*MYPY, *STRICT[1].split(), cwd=whole, code=1)
 
 
 def test_a_planted_fault_fails_each_check(fresh: Path, run: Run) -> None:
@@ -49,14 +54,19 @@ def test_a_planted_fault_fails_each_check(fresh: Path, run: Run) -> None:
     assert "Import lightning.pytorch" in run(*RUFF_CHECK, cwd=fresh, code=1)
     planted.write_text("x = 'single quotes'\n")
     run(*RUFF_FORMAT, cwd=fresh, code=1)
-    planted.write_text('answer: int = "42"\n\n\ndef untyped(x):\n    return 1 + "1"\n')
+    planted.write_text('answer: int = "42"\n\n\ndef typed(x: int) -> int:\n    return x + "1"\n')
     complaints = run(*MYPY, "--follow-imports=skip", planted, cwd=fresh, code=1)
     assert "[assignment]" in complaints
     assert "[operator]" in complaints
+    planted = fresh / "my_project" / "engine" / "planted.py"
+    planted.write_text('def untyped(x):\n    return 1 + "1"\n\n\nlist_of = []\nprint("".no)\n')
+    complaints = run(*MYPY, "--follow-imports=skip", planted, cwd=fresh, code=1)
+    for code in ("operator", "var-annotated", "attr-defined"):
+        assert f"[{code}]" in complaints
 
 
-def test_its_own_tests_pass(whole: Path, run: Run) -> None:
-    assert " passed" in run(*OWN_TESTS, cwd=whole)
+def test_its_own_tests_pass_without_a_warning(whole: Path, run: Run) -> None:
+    assert " passed" in run(*OWN_TESTS, cwd=whole, PYTHONWARNINGS="error")
 
 
 @pytest.mark.slow
