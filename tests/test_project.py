@@ -69,6 +69,18 @@ def test_its_own_tests_pass_without_a_warning(whole: Path, run: Run) -> None:
     assert " passed" in run(*OWN_TESTS, cwd=whole, PYTHONWARNINGS="error")
 
 
+def assert_a_lock_is_kept(project: Path, run: Run) -> None:
+    """What `make lock` writes is what the next environment gets, here another version of one."""
+    run("make", "lock", cwd=project)
+    lock = (project / "constraints.txt").read_text()
+    assert re.search(r"^torch==[\d.]+$", lock, re.MULTILINE)
+    assert not re.search(r"^my.project|[@/+]", lock, re.MULTILINE)
+    (project / "constraints.txt").write_text(re.sub("(?m)^tqdm==.*$", "tqdm==4.66.6", lock))
+    run("make", ".venv/ready", cwd=project)
+    listed = run(project / ".venv/bin/python", "-m", "pip", "list", cwd=project)
+    assert re.search(r"^tqdm +4\.66\.6$", listed, re.MULTILINE)
+
+
 @pytest.mark.slow
 def test_it_installs_into_a_fresh_environment_and_its_own_commands_work_there(
     bake: Bake, run: Run, tmp_path: Path
@@ -85,6 +97,7 @@ def test_it_installs_into_a_fresh_environment_and_its_own_commands_work_there(
     assert "test" in run(*make, "train", cwd=fresh, PIP_CONSTRAINT=str(constraints))
     python = fresh / ".venv/bin/python"
     run(python, "-m", "pip", "check", cwd=fresh)
+    assert_a_lock_is_kept(fresh, run)
     steps = yaml.safe_load((fresh / ".github/workflows/ci.yml").read_text())["jobs"]["test"][
         "steps"
     ]
