@@ -106,6 +106,6 @@ def test_every_make_target_that_the_text_names_exists(
     command: Commands, run: Run, tmp_path: Path
 ) -> None:
     targets = {line.split()[1] for line in LINES if line.startswith("make ")}
-    assert targets == {"train", "test", "check", "fix"}
+    assert targets == {"train", "test", "check", "fix", "lock"}
     for target in targets:
         run("make", "--dry-run", target, cwd=command.project)
