@@ -8,6 +8,8 @@ TEMPLATE := {{cookiecutter.project_slug}}
 bake = HOME="$(1)" $(BIN)/cookiecutter --no-input --default-config --output-dir "$(1)" .
 # Every optional part of it.
 PARTS := slurm=yes fabric=yes docker=yes
+# mypy as strict for all of a project as its pyproject.toml is for the engine.
+STRICT := --strict --allow-untyped-defs --allow-incomplete-defs --allow-any-generics --allow-subclassing-any --allow-untyped-calls --implicit-reexport --no-warn-return-any --enable-error-code attr-defined --enable-error-code override --enable-error-code union-attr --enable-error-code var-annotated
 # Makes a folder $$bakery that is deleted when the recipe ends.
 bakery = set -e; bakery=$$(mktemp -d); trap 'rm -rf "$$bakery"' EXIT
 
@@ -51,7 +53,7 @@ check: .venv/ready  # Python and workflows, the template's own and a baked proje
 	$(BIN)/actionlint .github/workflows/*.yml
 	@$(bakery); $(call bake,$$bakery) $(PARTS); PATH="$(CURDIR)/$(BIN):$$PATH"; \
 	cd "$$bakery/my-project"; set -x; \
-	ruff check .; ruff format --check .; mypy --python-executable "$(CURDIR)/$(BIN)/python"; \
+	ruff check .; ruff format --check .; mypy $(STRICT) --python-executable "$(CURDIR)/$(BIN)/python"; \
 	zizmor --offline --strict-collection --persona pedantic .; actionlint .github/workflows/*.yml
 
 # The only Jinja in Python files is the package's name: what ruff repairs in a bake is copied back.

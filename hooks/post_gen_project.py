@@ -1,9 +1,10 @@
-"""Delete what was not chosen from the new project's folder. Where hooks do not run, all stays."""
+"""Delete what was not chosen, and say what to do next. Where hooks do not run, all stays."""
 
 from __future__ import annotations
 
 import json
 import os
+import shlex
 from contextlib import suppress
 from pathlib import Path
 
@@ -32,8 +33,20 @@ def unwanted(answers: dict[str, object]) -> list[str]:
     ]
 
 
+def next_steps(project: Path) -> str:
+    """Return what to type now, in the folder in which a shell started cookiecutter."""
+    with suppress(KeyError, ValueError):  # no shell, or the project is elsewhere: its whole path
+        project = project.relative_to(os.environ["PWD"])
+    folder = f'"{project}"' if os.name == "nt" else shlex.quote(str(project))
+    return f"Next, to train the example:\n  cd {folder}\n  make train"
+
+
 if __name__ == "__main__":
-    for file in map(Path, unwanted(json.loads(r"""{{ cookiecutter | tojson }}"""))):
+    answers = json.loads(r"""{{ cookiecutter | tojson }}""")
+    for file in map(Path, unwanted(answers)):
         file.unlink(missing_ok=True)
         with suppress(OSError):  # there is more in it
             os.removedirs(file.parent)
+    # Of cookiecutter only: cruft bakes into temporary folders, and its `diff` prints a patch.
+    if "_output_dir" in answers:
+        print(next_steps(Path.cwd()))

@@ -53,11 +53,17 @@ def environment(home: Path) -> dict[str, str]:
 
 
 def in_terminal(
-    words: Sequence[str | Path], folder: Path, env: dict[str, str], columns: int = 0, code: int = 0
+    words: Sequence[str | Path],
+    folder: Path,
+    env: dict[str, str],
+    columns: int = 0,
+    typed: Sequence[str] = (),
+    code: int = 0,
 ) -> str:
-    """Run a command of Python in a new terminal and return what it showed.
+    """Run a command of Python in a new terminal, and return what it showed.
 
-    Exit if it ends with another code.
+    Each prompt, which ends in ": ", gets the next line of `typed`. Exit if the command ends with
+    another code.
     """
     import pty  # Windows has neither, and bakes all the same
     import termios
@@ -67,10 +73,12 @@ def in_terminal(
         termios.tcsetwinsize(0, (40, columns))
         os.chdir(folder)
         os.execve(sys.executable, [sys.executable, *map(str, words)], env)
-    screen = bytearray()
+    screen, lines = bytearray(), iter(typed)
     try:
         while piece := os.read(terminal, 65536):
             screen += piece
+            if screen.endswith(b": ") and (line := next(lines, None)) is not None:
+                os.write(terminal, f"{line}\n".encode())
     except OSError:  # on Linux, its end
         pass
     os.close(terminal)

@@ -2,6 +2,7 @@
 
 import ast
 import json
+import os
 import re
 import sys
 import tomllib
@@ -83,17 +84,63 @@ def test_the_image_and_the_container_have_the_chosen_python_and_no_secret(
     container = json.loads((project / ".devcontainer/devcontainer.json").read_text())
     assert container["image"].endswith(f"/python:{version}")
     printed = run(*container["postCreateCommand"].split(), "--dry-run", cwd=project)
-    index = next(rest for word, rest in words if "--index-url" in rest).split()[-2].strip('"')
+    (index,) = re.findall(r'--index-url "(\S+)"', " ".join(rest for _, rest in words))
     assert index.replace("$TORCH", "cpu") in printed
     assert ("ARG", "TORCH=cpu") in words
+
+
+def pip_lines(project: Path, run: Run, *words: str) -> list[str]:
+    """What `make` would install, if anything."""
+    printed = run("make", ".venv/ready", "--dry-run", *words, cwd=project).replace("\\\n", "")
+    return [" ".join(line.split()) for line in printed.splitlines() if "pip install" in line]
+
+
+def test_a_lock_has_versions_alone_and_decides_what_is_installed(
+    bake: Bake, tmp_path: Path, run: Run
+) -> None:
+    project = bake(tmp_path)
+    python = project / ".venv/bin/python"
+    python.parent.mkdir(parents=True)
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')  # stands for a venv
+    python.chmod(0o755)
+    assert "constraint" not in str(pip_lines(project, run, "TORCH=cpu"))
+    assert pip_lines(project, run, "TORCH=cpu")[0].endswith("/cpu torch")
+    (project / ".venv/ready").touch()
+    run("make", "lock", cwd=project)
+    lock = (project / "constraints.txt").read_text().splitlines()
+    assert TORCH
+    assert f"torch=={TORCH[1]}" in lock
+    assert [line for line in lock if not re.fullmatch(r"[\w.-]+==[\w.!]+", line)] == []
+    assert not [line for line in lock if re.match("(pip|setuptools|wheel)=", line)]
+    assert pip_lines(project, run) == [], "it has just been made of what is installed"
+    (project / ".venv/ready").unlink()
+    torch, rest = pip_lines(project, run, "TORCH=cpu")
+    assert torch.endswith(f"/cpu torch=={TORCH[1]}")
+    assert rest.endswith('--constraint constraints.txt --editable ".[dev]"')
+
+
+def test_a_newer_lock_installs_again_and_one_that_cannot_be_made_changes_nothing(
+    bake: Bake, tmp_path: Path, run: Run
+) -> None:
+    project = bake(tmp_path)
+    (project / ".venv/bin").mkdir(parents=True)
+    (project / ".venv/ready").touch()
+    lock = project / "constraints.txt"
+    lock.write_text("torch==2.6.0\n")
+    os.utime(lock, (2**32, 2**32))
+    assert len(pip_lines(project, run)) == 1
+    os.utime(lock, (0, 0))
+    os.utime(project / "pyproject.toml", (0, 0))
+    run("make", "lock", cwd=project, code=2)  # there is no Python in .venv
+    assert lock.read_text() == "torch==2.6.0\n"
 
 
 @pytest.mark.slow
 def test_its_tests_pass_with_the_lowest_versions_in_an_environment_made_as_the_image_is(
     bake: Bake, tmp_path: Path, run: Run
 ) -> None:
-    """Of torch there is one version here. The rest of the image is not tried."""
-    project, image = bake(**EVERY_PART), tmp_path / "project"
+    """The image gets them as a lock. Of torch there is one version here, the rest is not tried."""
+    project, image = bake(tmp_path / "baked", **EVERY_PART), tmp_path / "project"
     assert TORCH
     lowest = {
         asked.name: floor.version
@@ -102,19 +149,17 @@ def test_its_tests_pass_with_the_lowest_versions_in_an_environment_made_as_the_i
         for floor in asked.specifier
         if floor.operator == ">="
     } | {"torch": TORCH[1]}
-    constraints = tmp_path / "constraints.txt"
+    constraints = project / "constraints.txt"
     constraints.write_text("".join(f"{name}=={version}\n" for name, version in lowest.items()))
     run(sys.executable, "-m", "venv", tmp_path / "venv", cwd=tmp_path)
-    environment = {
-        "PATH": f"{tmp_path / 'venv/bin'}:/usr/bin:/bin",
-        "PIP_CONSTRAINT": str(constraints),
-    }
+    environment = {"PATH": f"{tmp_path / 'venv/bin'}:/usr/bin:/bin"}
     image.mkdir()
     done = ""
     for word, rest in instructions(project):
         if word == "COPY":
-            source, target = rest.split()
-            run("cp", "-r", f"{project}/{source}", image / target, cwd=tmp_path)
+            *sources, target = rest.split()  # patterns, one of which may match nothing
+            copy = f"cp -r {' '.join(sources)} {image / target}"
+            run("bash", "-O", "nullglob", "-c", copy, cwd=project)
         elif word == "RUN" and "pip " in rest:
             done = run(
                 "bash", "-c", re.sub(r'--index-url "\S+"', "", rest), cwd=image, **environment
@@ -123,7 +168,8 @@ def test_its_tests_pass_with_the_lowest_versions_in_an_environment_made_as_the_i
             fit = ["fit", "--config", "configs/digits.yaml", "--config", "configs/debug.yaml"]
             assert "saved " in run(*json.loads(rest), *fit, cwd=image, **environment)
     assert "Successfully installed" in done
-    run("pip", "install", "--editable", ".[dev]", cwd=image, **environment)
+    install = ("pip", "install", "--constraint", str(constraints), "--editable", ".[dev]")
+    run(*install, cwd=image, **environment)
     quiet = environment | {"PIP_DISABLE_PIP_VERSION_CHECK": "1"}  # a notice is no JSON
     found = json.loads(run("pip", "list", "--format=json", cwd=image, **quiet))
     installed = {canonicalize_name(one["name"]): Version(one["version"]).public for one in found}

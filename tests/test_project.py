@@ -13,6 +13,8 @@ RUFF_CHECK = (sys.executable, "-m", "ruff", "check", ".")
 RUFF_FORMAT = (sys.executable, "-m", "ruff", "format", "--check", ".")
 OWN_TESTS = (sys.executable, "-m", "pytest", "-q", "-x", "-n", "0")
 MYPY = (sys.executable, "-m", "mypy")
+# What `make check` adds here: a project is strict for its engine alone.
+STRICT = re.search(r"^STRICT := (.*)$", (TEMPLATE / "Makefile").read_text(), re.MULTILINE)
 
 
 @pytest.fixture
@@ -37,8 +39,11 @@ def test_ruff_passes_under_any_package_name(
     run(*RUFF_FORMAT, cwd=project)
 
 
-def test_mypy_passes(whole: Path, run: Run) -> None:
-    run(*MYPY, cwd=whole)
+def test_mypy_passes_as_strict_as_for_the_engine_also_for_the_rest(whole: Path, run: Run) -> None:
+    assert STRICT
+    run(*MYPY, *STRICT[1].split(), cwd=whole)
+    (whole / "tests" / "planted.py").write_text('def untyped(x):\n    return 1 + "1"\n')
+    assert "[operator]" in run(*MYPY, *STRICT[1].split(), cwd=whole, code=1)
 
 
 def test_a_planted_fault_fails_each_check(fresh: Path, run: Run) -> None:
@@ -49,14 +54,31 @@ def test_a_planted_fault_fails_each_check(fresh: Path, run: Run) -> None:
     assert "Import lightning.pytorch" in run(*RUFF_CHECK, cwd=fresh, code=1)
     planted.write_text("x = 'single quotes'\n")
     run(*RUFF_FORMAT, cwd=fresh, code=1)
-    planted.write_text('answer: int = "42"\n\n\ndef untyped(x):\n    return 1 + "1"\n')
+    planted.write_text('answer: int = "42"\n\n\ndef typed(x: int) -> int:\n    return x + "1"\n')
     complaints = run(*MYPY, "--follow-imports=skip", planted, cwd=fresh, code=1)
     assert "[assignment]" in complaints
     assert "[operator]" in complaints
+    planted = fresh / "my_project" / "engine" / "planted.py"
+    planted.write_text('def untyped(x):\n    return 1 + "1"\n\n\nlist_of = []\nprint("".no)\n')
+    complaints = run(*MYPY, "--follow-imports=skip", planted, cwd=fresh, code=1)
+    for code in ("operator", "var-annotated", "attr-defined"):
+        assert f"[{code}]" in complaints
 
 
-def test_its_own_tests_pass(whole: Path, run: Run) -> None:
-    assert " passed" in run(*OWN_TESTS, cwd=whole)
+def test_its_own_tests_pass_without_a_warning(whole: Path, run: Run) -> None:
+    assert " passed" in run(*OWN_TESTS, cwd=whole, PYTHONWARNINGS="error")
+
+
+def assert_a_lock_is_kept(project: Path, run: Run) -> None:
+    """What `make lock` writes is what the next environment gets, here another version of one."""
+    run("make", "lock", cwd=project)
+    lock = (project / "constraints.txt").read_text()
+    assert re.search(r"^torch==[\d.]+$", lock, re.MULTILINE)
+    assert not re.search(r"^my.project|[@/+]", lock, re.MULTILINE)
+    (project / "constraints.txt").write_text(re.sub("(?m)^tqdm==.*$", "tqdm==4.66.6", lock))
+    run("make", ".venv/ready", cwd=project)
+    listed = run(project / ".venv/bin/python", "-m", "pip", "list", cwd=project)
+    assert re.search(r"^tqdm +4\.66\.6$", listed, re.MULTILINE)
 
 
 @pytest.mark.slow
@@ -75,6 +97,7 @@ def test_it_installs_into_a_fresh_environment_and_its_own_commands_work_there(
     assert "test" in run(*make, "train", cwd=fresh, PIP_CONSTRAINT=str(constraints))
     python = fresh / ".venv/bin/python"
     run(python, "-m", "pip", "check", cwd=fresh)
+    assert_a_lock_is_kept(fresh, run)
     steps = yaml.safe_load((fresh / ".github/workflows/ci.yml").read_text())["jobs"]["test"][
         "steps"
     ]

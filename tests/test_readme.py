@@ -223,7 +223,7 @@ def test_every_make_target_that_the_text_names_exists(
 ) -> None:
     targets = {line.split()[1] for line in LINES if line.startswith("make ")}
     targets |= {code.split()[1] for code in CODES if code.startswith("make ")}
-    assert targets == {"train", "test", "check", "fix"}
+    assert targets == {"train", "test", "check", "fix", "lock"}
     for target in targets:
         run("make", "--dry-run", target, cwd=command.project)
 

@@ -172,8 +172,8 @@ def test_what_is_copied_into_the_package_passes_mypy(project: Project) -> None:
 def test_several_runs_are_compared_in_one_picture(project: Project) -> None:
     import matplotlib.image  # here, because it takes a second
 
-    picture, accuracy = project.take("compare.md")
-    project(picture)
+    picture, accuracy, _ = project.take("compare.md")
+    assert not project(picture)
     colours = matplotlib.image.imread(project.folder / "compare.png")[..., :3]
     thirds = [
         colours[:, n * colours.shape[1] // 3 : (n + 1) * colours.shape[1] // 3] for n in range(3)
@@ -188,6 +188,37 @@ def test_several_runs_are_compared_in_one_picture(project: Project) -> None:
     assert len(re.findall(r'<g id="axes_\d+">', drawn)) == 1
     assert "train/loss" not in texts
     project(f"{picture} --metrics val/acc nobody/logs/it")
+
+
+def test_what_is_no_training_is_left_out_of_the_comparison_in_a_line(
+    project: Project, command: Commands
+) -> None:
+    _, accuracy, everything = project.take("compare.md")
+    runs = project.folder / "runs"
+    killed, torn = runs / "killed", runs / "torn"
+    shutil.copytree(runs / project.names["RUN"], killed)
+    (killed / "metrics.csv").unlink()
+    log = killed / "metrics.jsonl"
+    log.write_text(log.read_text() + '{"_row": 99, "_stage": "fi')  # cut by the kill
+    tested = command(f"test --ckpt_path {project.names['RUN']} --trainer.logger false").run
+    assert tested
+    shutil.copytree(tested, runs / "tested")
+    torn.mkdir()
+    (torn / "metrics.jsonl").write_text("of another program\n")
+    (runs / "empty").mkdir()
+    (runs / "notes.txt").write_text("a stray file")
+    printed = project(everything)
+    left_out = "runs/empty, runs/notes.txt, runs/tested, runs/torn"
+    assert printed == f"skipped  {left_out}: no training rows\n"
+    assert (project.folder / "compare.png").exists()
+    project(accuracy.replace(f"runs/{project.names['OTHER']}", "runs/killed runs/tested"))
+    texts = re.findall(r"<!-- (.*?) -->", (project.folder / "accuracy.svg").read_text())
+    assert {project.names["RUN"], "killed"} <= set(texts)
+    assert "tested" not in texts
+    (project.folder / "compare.png").unlink()
+    refused = project("python compare.py runs/empty runs/notes.txt", code=1)
+    assert refused.splitlines()[-1] == "error: there is no run to compare"
+    assert not (project.folder / "compare.png").exists()
 
 
 def test_a_run_is_seen_in_a_terminal(project: Project) -> None:
@@ -515,7 +546,7 @@ def kill_twice(search: Search) -> tuple[Path, list[dict[str, str]]]:
 
 @pytest.mark.slow
 def test_a_search_that_is_killed_continues_with_all_it_had(project: Project) -> None:
-    install, command = project.take("optuna.md")
+    install, command, _ = project.take("optuna.md")
     project(install)
     search = Search(project, command)
     # The last learns so fast that it is not given up.
@@ -548,6 +579,32 @@ def test_a_search_that_is_killed_continues_with_all_it_had(project: Project) -> 
     best = max(trial.value or 0 for trial in finished if trial.state == TrialState.COMPLETE)
     best_line, test_line = search.log.read_text().splitlines()[-2:]
     assert best_line.startswith(f"best     val/acc {best:.4g}  ")
+    assert "test/acc" in project(test_line.removeprefix("test     "))
+
+
+@pytest.mark.slow
+def test_a_short_search_trains_in_its_own_process_and_continues(project: Project) -> None:
+    _, _, command = project.take("optuna.md")
+    file = project.folder / "short_search.py"
+    text = file.read_text().replace("*flags]", '*flags, "--trainer.max_epochs=2"]')
+    for trials in (1, 3):
+        file.write_text(text.replace("TRIALS = 6", f"TRIALS = {trials}"))
+        printed = project(command)
+    study = optuna.load_study(
+        study_name="short_search",
+        storage=optuna.storages.JournalStorage(
+            JournalFileBackend(str(project.folder / "runs" / "short.journal"))
+        ),
+    )
+    made = {run.name: run for run in project.runs()}
+    assert {trial.user_attrs["run"] for trial in study.trials} == made.keys()
+    assert len(made) == 3
+    for trial in study.trials:
+        run = made[trial.user_attrs["run"]]
+        assert trial.value == pytest.approx(logged(run, "val/acc")[-1])
+        assert Path(trial.user_attrs["checkpoint"]).parent.parent == run
+    best_line, test_line = printed.splitlines()[-2:]
+    assert best_line.startswith(f"best     val/acc {study.best_value:.4g}  ")
     assert "test/acc" in project(test_line.removeprefix("test     "))
 
 

@@ -2,13 +2,14 @@
 
 import ast
 import json
+import re
 import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from bakery import TEMPLATE
+from bakery import TEMPLATE, in_terminal
 from conftest import ASKED, SOURCES, Bake, Run, copy_template, every_file, texts, tracked
 
 ANSWERS = {"project_name": "Odd Duck", "license": "Apache-2.0", "slurm": "yes"}
@@ -85,6 +86,60 @@ def test_answers_typed_at_the_prompts_in_which_braces_mean_nothing(first: Bake, 
     assert dict(texts(made)) == dict(texts(bake(**answers)))
 
 
+def shown(screen: str) -> list[str]:
+    """The lines of a terminal without colours and what was typed into it."""
+    return re.sub(r"\x1b\[[0-9;?]*\w", "", screen).replace("\r", "").splitlines()
+
+
+def test_in_a_terminal_the_last_lines_are_what_to_type_next_and_they_work(
+    env: dict[str, str], run: Run, tmp_path: Path
+) -> None:
+    here = tmp_path / "work of Jo's"
+    here.mkdir()
+    command = ("-m", "cookiecutter", TEMPLATE)
+    screen = in_terminal(command, here, env | {"PWD": str(here)}, 200, typed=[""] * len(ASKED))
+    *_, title, enter, train = shown(screen)
+    assert [title, enter, train] == [
+        "Next, to train the example:",
+        "  cd my-project",
+        "  make train",
+    ]
+    assert "main.py fit" in run("bash", "-c", f"{enter}; {train} --dry-run", cwd=here)
+    elsewhere = run(
+        "bash",
+        "-c",
+        shlex.join(
+            (
+                sys.executable,
+                *COOKIECUTTER[:2],
+                "--no-input",
+                "--output-dir",
+                str(here / "o o"),
+                str(TEMPLATE),
+            )
+        ),
+        cwd=TEMPLATE,
+    )
+    enter = elsewhere.splitlines()[-2]
+    assert len(elsewhere.splitlines()) == 3
+    assert "main.py fit" in run("bash", "-c", f"{enter}; {train} --dry-run", cwd=TEMPLATE)
+
+
+def test_in_a_terminal_wrong_answers_are_told_when_all_are_given_a_line_each(
+    env: dict[str, str], tmp_path: Path
+) -> None:
+    answers = {"package_name": "torch", "author_email": "jo at home"}
+    typed = [answers.get(name, "") for name in ASKED]
+    command = ("-m", "cookiecutter", TEMPLATE)
+    lines = shown(in_terminal(command, tmp_path, env, 200, typed, code=1))
+    told = [number for number, line in enumerate(lines) if line.endswith(" instead.")]
+    assert lines[told[0] :] == [
+        "package_name 'torch' is a package that the project needs: type 'torch_project' instead.",
+        "author_email 'jo at home' is no address: type one like jo@example.com, or nothing.",
+    ]
+    assert not (tmp_path / "my-project").exists()
+
+
 def test_the_config_file_of_a_user(first: Bake, bake: Bake, tmp_path: Path) -> None:
     config = tmp_path / "cookiecutter.yaml"
     config.write_text(
@@ -120,6 +175,7 @@ def test_cruft_which_knows_the_release_afterwards(
     assert files == dict(texts(bake(**ANSWERS)))
     assert known["checkout"] == "v1"
     cruft = (sys.executable, "-m", "cruft")
+    # What to do next is said by cookiecutter's bakes alone: `diff` prints a patch, here none.
     assert "up to date" in run(*cruft, "check", "--checkout", "v1", cwd=made)
     assert "out of date" in run(*cruft, "check", "--checkout", "main", cwd=made, code=1)
     assert not run(*cruft, "diff", "--exit-code", cwd=made).strip()
@@ -172,7 +228,7 @@ def test_there_is_no_symlink(project: Path) -> None:
         assert not [path for path in folder.rglob("*") if path.is_symlink()]
 
 
-def test_hooks_import_nothing_but_pythons_own_library_and_start_no_other_program() -> None:
+def test_what_a_bake_executes_imports_nothing_else_and_starts_no_other_program() -> None:
     allowed = sys.stdlib_module_names - {
         "subprocess",
         "socket",
@@ -182,7 +238,8 @@ def test_hooks_import_nothing_but_pythons_own_library_and_start_no_other_program
         "multiprocessing",
         "ctypes",
     }
-    for hook in (TEMPLATE / "hooks").glob("*.py"):
+    allowed |= {"cookiecutter", "jinja2"}  # by which they are run
+    for hook in (*(TEMPLATE / "hooks").glob("*.py"), TEMPLATE / "check_answers.py"):
         for node in ast.walk(ast.parse(hook.read_text(encoding="utf-8"))):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += (

@@ -22,7 +22,7 @@ from tempfile import TemporaryDirectory
 from typing import IO
 
 import wandb
-from tqdm import tqdm  # type: ignore[import-untyped]
+from tqdm import tqdm
 from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]
 
 from .errors import UsageError
