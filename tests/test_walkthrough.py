@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from conftest import Bake, Run, blocks, texts
+from tasks import TASKS
 
 BIN = Path(sys.executable).parent
 OWN = "## Your own data and model\n"
@@ -69,3 +70,43 @@ def test_the_example_stands_in_no_other_file_than_those_that_are_yours(project: 
         if name.endswith((".py", ".yaml", ".yml")) and name not in yours and "/engine/" not in name:
             code = re.sub(r'(?ms)^ *#.*?$|""".*?"""', "", text)
             assert not re.search(r"digits\.yaml|Classifier|\bDigits|val/acc", code), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", TASKS)
+def test_every_target_is_green_with_another_task_in_the_files_that_are_yours(
+    task: str, bake: Bake, run: Run, tmp_path: Path
+) -> None:
+    project = bake(tmp_path)
+    (project / ".venv").mkdir()
+    (project / ".venv" / "ready").touch()
+    written, monitor = TASKS[task]
+    for name, text in written.items():
+        (project / name).write_text(text)
+    for name in ("callbacks.py", "network.py"):
+        (project / "my_project" / name).unlink()
+    for name in ("configs/media.yaml", "configs/digits.yaml", "tests/test_research.py"):
+        (project / name).unlink()
+    for name, old, new in (
+        ("Makefile", "digits.yaml", "ours.yaml"),
+        ("tests/conftest.py", "digits.yaml", "ours.yaml"),
+        ("configs/sweep.yaml", "digits.yaml", "ours.yaml"),
+        ("configs/sweep.yaml", "val/acc", monitor),
+        ("configs/defaults.yaml", "monitor: val/acc", f"monitor: {monitor}"),
+        ("configs/defaults.yaml", "val/loss", "val_loss" if "_" in monitor else "val/loss"),
+    ):
+        file = project / name
+        assert old in file.read_text()
+        file.write_text(file.read_text().replace(old, new))
+    sweep = project / "configs" / "sweep.yaml"
+    sweep.write_text(re.sub(r"(?s)  model.dropout:.*?(?=  model.width)", "", sweep.read_text()))
+    for target in ("fix", "check", "test", "train"):
+        printed = run("make", target, f"BIN={BIN}", cwd=project)
+    assert re.search(
+        rf"^best     .*{monitor} 0\.[89]|^best     .*{monitor} 1", printed, re.MULTILINE
+    )
+    (trained,) = (path.parent.name for path in project.glob("runs/*/metrics.csv"))
+    for verb in ("test", "predict"):
+        run(BIN / "python", "main.py", verb, "--ckpt_path", trained, cwd=project)
+    predicted = [file.name for file in project.glob("runs/*/predictions.*")]
+    assert predicted == ["predictions.csv" if task == "text" else "predictions.pt"]
