@@ -13,7 +13,8 @@ from conftest import Run
 FIT = "fit --config @digits "
 
 COMMANDS = {
-    "": r"expected a subcommand \(fit, validate, test, predict, sync\), got nothing",
+    "": r"expected a subcommand \(fit, validate, test, predict, sync, runs\), got nothing",
+    "sync --entit x": r"sync: expected runs, --runs_root, --entity or --project, got --entit",
     "fti --config @digits": r"expected a subcommand .*, got fti; did you mean fit\?",
     "--config @digits fit": r"expected a subcommand .*, got --config, which comes after it",
     "fit --config": r"--config: expected one argument",

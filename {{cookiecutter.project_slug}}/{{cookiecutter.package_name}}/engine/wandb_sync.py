@@ -53,7 +53,8 @@ def sync(argv: list[str]) -> None:
         UsageError: If there is no such run.
         SystemExit: With code 1 if something remains to be sent.
     """
-    parser = argparse.ArgumentParser("main.py sync", description="Sends W&B what it lacks of runs.")
+    about = "Sends W&B what it lacks of runs."
+    parser = argparse.ArgumentParser("main.py sync", description=about, allow_abbrev=False)
     every = "id or folder of a run; all runs if none is given"
     parser.add_argument("runs", nargs="*", metavar="RUN", help=every)
     root_help = "folder of all runs, %(default)s"
