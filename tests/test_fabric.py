@@ -120,7 +120,7 @@ def test_what_the_loop_leaves_is_what_the_trainer_leaves(place: Place) -> None:
     place("left-tested", "main.py test --ckpt_path left --trainer.logger false")
     assert 0 < place.values("left-tested", "test/acc").popitem()[1] <= 1
     assert {path.name for path in place.folder("left").iterdir()} == {
-        *(".lock", "checkpoints", "config.yaml", "metrics.csv", "metrics.jsonl")
+        *(".lock", "checkpoints", "config.yaml", "metrics.csv", "metrics.jsonl", "run.json")
     }
     code = "from my_project.engine import load\n"
     code += "print(load('left').training, len(load('left:last').hparams))"
