@@ -424,7 +424,7 @@ def test_a_start_that_fails_leaves_no_folder(model: str, flags: str, fails: Comm
     assert outcome.code == 1
     assert isinstance(outcome.error, ValueError)
     assert sorted(fails.runs.iterdir()) == before
-    assert re.search(r"^removed  \S+: it ended before its first step$", outcome.out, re.MULTILINE)
+    assert re.search(r"^removed  \S+: it has nothing to keep$", outcome.out, re.MULTILINE)
     assert "sync" not in outcome.out.partition("removed")[2]
 
 

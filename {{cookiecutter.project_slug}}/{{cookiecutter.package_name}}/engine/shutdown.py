@@ -227,7 +227,7 @@ def leave_folder(shutdown: GracefulShutdown, run: Run, ending: BaseException | N
     step = trainer.global_step if trainer else 0
     trained = shutdown.training_began and step > shutdown.step_at_start
     if ending and shutdown.made_folder and not trained and run.remove_unused():
-        say(f"removed  {display_path(run.folder)}: it ended before its first step")
+        say(f"removed  {display_path(run.folder)}: it has nothing to keep")
         return
     first_line = str(ending or "").partition("\n")[0]
     is_message = isinstance(ending, UsageError | ExitBySignal) or ending is None
