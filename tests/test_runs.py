@@ -231,7 +231,7 @@ def test_runs_are_removed_after_a_question(
 ) -> None:
     before = sorted(path.name for path in copied.runs.iterdir())
     words = [sys.executable, "main.py", "runs", "rm", "good", "tested"]
-    env = environment(tmp_path / "e") | {"RUNS_ROOT": str(copied.runs)}
+    env = environment(tmp_path / "e") | {"RUNS_ROOT": str(copied.runs), "NO_COLOR": "1"}
     code, said = answered(words, answer, copied.project, env)
     assert re.search(r"remove good, tested: 2 runs, \d+\.\d [kM]B\? \[y/N\]", said), said
     assert sorted(path.name for path in copied.runs.iterdir()) == (left or before)

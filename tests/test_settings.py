@@ -67,7 +67,7 @@ def expected_files(settings: Iterable[str]) -> set[str]:
     settings = set(settings)
     if settings & DRY:
         return set()
-    files = {".lock", "config.yaml", "metrics.csv", "metrics.jsonl"}
+    files = {".lock", "config.yaml", "metrics.csv", "metrics.jsonl", "run.json"}
     saves = "--trainer.enable_checkpointing false" not in settings
     kinds = {"--callbacks.checkpoint null", "--callbacks.last_checkpoint null"}
     if saves and not kinds <= settings:
@@ -118,6 +118,7 @@ def test_all_callbacks_can_be_off_at_once(command: Commands) -> None:
         "config.yaml",
         "metrics.csv",
         "metrics.jsonl",
+        "run.json",
     ]
 
 
