@@ -113,6 +113,7 @@ def test_a_run_is_one_folder(trained: Trained) -> None:
         "config.yaml",
         "metrics.csv",
         "metrics.jsonl",
+        "run.json",
         "wandb",
     ]
     best, last = sorted(path.name for path in (trained.folder / "checkpoints").iterdir())
