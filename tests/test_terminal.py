@@ -61,8 +61,10 @@ class Many(LightningModule):
     def val_dataloader(self):
         return DataLoader(torch.ones(20, 4))
 """
-FIT = ("main.py", "fit", "--model", "many.Many", "--trainer.logger", "false")
-FIT += ("--callbacks.summaries", "null")
+FIT = (
+    *("main.py", "fit", "--model", "many.Many", "--trainer.logger", "false"),
+    *("--callbacks.summaries", "null"),
+)
 COLOUR = re.compile(r"\x1b\[[\d;]*m")
 BAR = re.compile(
     r"epoch \d/2(, validating \d+/20)? \|(?P<bar>.{8,})\| (\?|\d+)/50"
@@ -111,7 +113,8 @@ def terminal(bake: Bake, tmp_path_factory: pytest.TempPathFactory) -> Terminal:
         if key not in seen:
             environ = environment(tmp_path_factory.mktemp("e")) | {"TERM": "xterm", "NO_COLOR": ""}
             environ |= variables
-            seen[key] = watched(in_terminal(words, project, environ, columns, code), columns)
+            screen = in_terminal(words, project, environ, columns, code=code)
+            seen[key] = watched(screen, columns)
         return seen[key]
 
     return run
@@ -142,10 +145,8 @@ def test_one_bar_has_epoch_steps_speed_and_time_left(training: tuple[Seen, int, 
 def test_a_line_for_each_epoch_stays_with_whole_values(training: tuple[Seen, int, int]) -> None:
     seen, columns, metrics = training
     at = [number for number, row in enumerate(seen.last) if row.startswith("epoch ")]
-    assert [LINE.fullmatch(seen.last[number]).group(1, 2) for number in at] == [
-        ("0", "50"),
-        ("1", "100"),
-    ]
+    found = [LINE.fullmatch(seen.last[number]) for number in at]
+    assert [line and line.group(1, 2) for line in found] == [("0", "50"), ("1", "100")]
     for number in at:
         first, second = seen.last[number : number + 2]
         assert " best  val/acc " in first  # the one that decides
@@ -254,13 +255,14 @@ def test_a_bar_is_drawn_five_times_a_second_at_most(
 ) -> None:
     now = [100.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
-    monkeypatch.setattr(sys, "stdout", Screen())
+    screen = Screen()
+    monkeypatch.setattr(sys, "stdout", screen)
     with progress.Bar(lambda values: ("bar", [f"{values['n']}"]), total=1000) as bar:
         for _ in range(1000):
             now[0] += 0.001
             bar.n += 1
             bar.refresh()
-        drawn = sys.stdout.getvalue().count("bar |")
+        drawn = screen.getvalue().count("bar |")
     assert 4 <= drawn <= 6
 
 
@@ -299,8 +301,8 @@ def test_the_time_left_is_that_of_the_nearest_limit(
 ) -> None:
     bar = progress.TrainingBar()
     timer = Timer(duration={"seconds": limits.pop("max_time", 10**9)})
-    callbacks = [timer] if timer.time_remaining() < 10**6 else []
-    trainer = {"max_steps": -1, "current_epoch": 1, "global_step": 40}
+    callbacks = [timer] if (timer.time_remaining() or 0) < 10**6 else []
+    trainer: dict[str, Any] = {"max_steps": -1, "current_epoch": 1, "global_step": 40}
     trainer |= {"accumulate_grad_batches": 1, "callbacks": callbacks, **limits}
     bar._trainer = SimpleNamespace(**trainer)
     assert bar.seconds_left(20, total, 10.0) == pytest.approx(expected)
