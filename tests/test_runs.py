@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bakery import environment
+from bakery import environment, in_terminal
 from command import Commands, Outcome
 from filelock import FileLock
 from matplotlib import image
@@ -101,6 +101,36 @@ def test_the_list_is_filtered_and_sorted(flags: str, expected: list[str], runs: 
     lines = outcome.out.splitlines()
     assert lines == ["no runs that match"] if not expected else lines[0].strip() == "run"
     assert [line.strip() for line in lines[1:]] == expected
+
+
+@pytest.mark.parametrize(
+    ("columns", "expected"), [(58, ()), (68, ("age",)), (200, ("age", "size"))]
+)
+def test_a_narrow_terminal_has_fewer_columns_and_whole_options(
+    columns: int, expected: tuple[str, ...], runs: Commands, tmp_path: Path
+) -> None:
+    env = environment(tmp_path / "e") | {"RUNS_ROOT": str(runs.runs), "NO_COLOR": "1"}
+    screen = in_terminal(("main.py", "runs"), runs.project, env, columns)
+    lines = re.sub(r"\x1b\[[\d;]*m", "", screen).splitlines()
+    assert max(map(len, lines)) <= columns
+    header = lines[0].split()
+    assert header == ["run", "state", "epoch", "val/acc", *expected, "options"]
+    assert any("lr=0.01" in line for line in lines)
+
+
+def test_what_wandb_lacks_is_in_the_list(copied: Commands) -> None:
+    unsent(copied.runs / "good")
+    header, *rows = cells(copied("runs"))
+    assert header[6] == "wandb"
+    assert [row[0] for row in rows if "unsent" in row] == ["good"]
+
+
+def unsent(folder: Path) -> Path:
+    """Make a run one that W&B has not got."""
+    log = folder / "wandb" / f"offline-run-1-{folder.name}" / f"run-{folder.name}.wandb"
+    log.parent.mkdir(parents=True)
+    log.write_bytes(b"")
+    return log
 
 
 def test_columns_are_metrics_and_options_too(runs: Commands) -> None:
@@ -260,9 +290,7 @@ def test_a_live_run_an_unsent_one_and_what_is_no_run_are_not_removed(copied: Com
     with FileLock(copied.runs / "better" / ".lock"):
         refused = copied("runs rm good better --yes")
         assert "better: a process is at work on it" in refused.err
-    log = copied.runs / "no-score" / "wandb" / "offline-run-1-no-score" / "run-no-score.wandb"
-    log.parent.mkdir(parents=True)
-    log.write_bytes(b"")
+    unsent(copied.runs / "no-score")
     refused = copied("runs rm good no-score --yes")
     assert re.search("no-score: W&B has not got all of it; .*sync.* --unsent", refused.err)
     assert sorted(path.name for path in copied.runs.iterdir()) == sorted([*names, "data"])

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from shutil import get_terminal_size
 from typing import Any
 
 from rich.filesize import decimal
@@ -37,7 +38,9 @@ COLUMNS: dict[str, Callable[[RunFolder], Any]] = {
     "error": lambda run: run.record.error,
 }
 SHOWN = ("run", "state", "epoch", "best", "seed", "age", "size", "wandb", "options")
-ONLY_IF_DIFFERENT = ("seed", "wandb")
+DROPPED_FIRST = ("wandb", "size", "age", "seed")  # in a terminal that is too narrow
+OPTIONS_WIDTH = 24  # columns that are kept for the options
+GAP = 2  # columns between two cells
 COMPARISONS: dict[str, Callable[[Any, Any], bool]] = {
     "<=": operator.le,
     ">=": operator.ge,
@@ -207,13 +210,35 @@ def distinguishing(runs: Sequence[RunFolder]) -> set[str]:
 
 
 def default_columns(runs: Sequence[RunFolder]) -> list[str]:
-    """Return the columns that are shown; some only where they tell runs apart."""
+    """Return the columns that are shown: seeds if they differ, W&B if it lacks something.
+
+    In a narrow terminal some make room for the options.
+    """
     trained = [run for run in runs if run.record.verb == "fit"]
+    left_out = set()
+    if len({as_text(cell(run, "seed")) for run in trained}) < 2:
+        left_out.add("seed")
+    if all(run.wandb != "unsent" for run in runs):
+        left_out.add("wandb")
+    columns = [name for name in SHOWN if name not in left_out]
+    for name in DROPPED_FIRST if sys.stdout.isatty() else ():
+        widths = [width_of(one, runs) + GAP for one in columns if one != "options"]
+        if sum(widths) + OPTIONS_WIDTH > get_terminal_size().columns:
+            columns = [one for one in columns if one != name]
+    return columns
 
-    def tells(column: str) -> bool:
-        return len({as_text(cell(run, column)) for run in trained}) > 1
 
-    return [name for name in SHOWN if name not in ONLY_IF_DIFFERENT or tells(name)]
+def width_of(column: str, runs: Sequence[RunFolder]) -> int:
+    """Return the width of a column that is not wrapped, in letters."""
+    return max(
+        len(text) for text in (title(column, runs), *(shown(r, column, set()) for r in runs))
+    )
+
+
+def title(column: str, runs: Sequence[RunFolder]) -> str:
+    """Return what stands above a column: above the best values their metric, if it is one."""
+    monitors = {run.record.monitor for run in runs if run.record.score is not None}
+    return str(next(iter(monitors))) if column == "best" and len(monitors) == 1 else column
 
 
 def as_text(value: Any) -> str:
@@ -223,7 +248,8 @@ def as_text(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
     if isinstance(value, dict):
-        return "  ".join(f"{name}={as_text(item)}" for name, item in value.items())
+        items = {name: "null" if item is None else as_text(item) for name, item in value.items()}
+        return "  ".join(f"{name}={text}" for name, text in items.items())
     return value if isinstance(value, str) else json.dumps(value)
 
 
@@ -263,14 +289,12 @@ def print_table(runs: Sequence[RunFolder], columns: Sequence[str]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    monitors = {run.record.monitor for run in runs if run.record.score is not None}
     options = distinguishing(runs)
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, GAP, 0, 0))
     for column in columns:
-        title = str(next(iter(monitors))) if column == "best" and len(monitors) == 1 else column
         wraps = column in ("options", "error")
         justify: Any = "left" if wraps or column in ("run", "state", "name", "wandb") else "right"
-        table.add_column(title, no_wrap=not wraps, overflow="fold", justify=justify)
+        table.add_column(title(column, runs), no_wrap=not wraps, overflow="fold", justify=justify)
     for run in runs:
         texts = [shown(run, column, options) for column in columns]
         table.add_row(*map(Text, texts), style=STYLES.get(run.state))
