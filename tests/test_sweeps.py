@@ -36,7 +36,7 @@ EXACT = {
     "trainer.devices": 2,
 }
 NOISE = re.compile(r"(wandb: |\d{4}-\d\d-\d\d .* - wandb.wandb_agent - |\t)")  # what the agent says
-LINE = re.compile(r"(run|model|device|batch|W&B|epoch|best|saved|test) ")
+LINE = re.compile(r"(run|model|device|batch|W&B|see|send|epoch|best|saved|test) ")
 
 
 @dataclass(frozen=True)
