@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import sys
 from contextlib import suppress
 from pathlib import Path
 
@@ -49,4 +50,6 @@ if __name__ == "__main__":
             os.removedirs(file.parent)
     # Of cookiecutter only: cruft bakes into temporary folders, and its `diff` prints a patch.
     if "_output_dir" in answers:
+        if hasattr(sys.stdout, "reconfigure"):  # a console may lack a letter of the folder's name
+            sys.stdout.reconfigure(errors="backslashreplace")
         print(next_steps(Path.cwd()))

@@ -216,14 +216,7 @@ def test_a_resumed_run_keeps_its_id_and_a_new_one_may_be_named(
     assert (named.code, named.run) == (0, half.with_name(f"named-{half.name}"))
     again = command(f"fit --ckpt_path {half.name} {line}")
     assert again.code == 2
-    expected = (
-        f"got named-{half.name}, a run that has finished; .* fit --resume .*trains it further"
-    )
-    assert re.search(expected, again.err), again.err
-    half.with_name(f"named-{half.name}").joinpath("run.json").unlink()  # of an older engine
-    again = command(f"fit --ckpt_path {half.name} {line}")
-    assert again.code == 2
-    assert "has checkpoints already; to resume it: --resume named-" in again.err
+    assert re.search("has checkpoints already; to resume it: .* fit --resume .*named-", again.err)
 
 
 def test_a_moved_run_resumes_and_keeps_what_was_best(

@@ -1,6 +1,7 @@
 """`main.py runs`, from folders alone: the list, one run, a comparison, a picture, removing."""
 
 import csv
+import importlib
 import io
 import json
 import os
@@ -263,7 +264,7 @@ def test_runs_are_removed_after_a_question(
     words = [sys.executable, "main.py", "runs", "rm", "good", "tested"]
     env = environment(tmp_path / "e") | {"RUNS_ROOT": str(copied.runs), "NO_COLOR": "1"}
     code, said = answered(words, answer, copied.project, env)
-    assert re.search(r"remove good, tested: 2 runs, \d+\.\d [kM]B\? \[y/N\]", said), said
+    assert re.search(r"remove \S*good, \S*tested: 2 runs, \d+\.\d [kM]B\? \[y/N\]", said), said
     assert sorted(path.name for path in copied.runs.iterdir()) == (left or before)
     assert code == (0 if left else 2)
     assert ("removed  2 runs" if left else "error: runs rm: nothing was removed") in said
@@ -283,10 +284,15 @@ def test_removing_asks_for_yes_where_there_is_no_terminal(
 def test_a_live_run_an_unsent_one_and_what_is_no_run_are_not_removed(copied: Commands) -> None:
     names = sorted(path.name for path in copied.runs.iterdir())
     (copied.runs / "data").mkdir()
-    for other in ("data", str(copied.project / "configs")):
+    (copied.runs / "link").symlink_to(copied.runs / "better")
+    (copied.runs / "code").mkdir()
+    (copied.runs / "code" / "config.yaml").write_text("")
+    for other in ("data", "link", "code", str(copied.project / "configs")):
         refused = copied(f"runs rm good {other} --yes")
         assert (refused.code, refused.err.count("\n")) == (2, 1)
-        assert "is no run" in refused.err
+        assert "is no folder of a run" in refused.err
+    shutil.rmtree(copied.runs / "code")
+    (copied.runs / "link").unlink()
     with FileLock(copied.runs / "better" / ".lock"):
         refused = copied("runs rm good better --yes")
         assert "better: a process is at work on it" in refused.err
@@ -308,6 +314,10 @@ def test_what_is_no_run_is_not_listed_and_runs_of_older_engines_are(copied: Comm
     states = {row[0]: row[1] for row in cells(copied("runs --columns run,state"))[1:]}
     expected = {"better": "unknown", "good": "unknown", "no-score": "finished"}
     assert states == {**expected, "tested": "finished"}
+    for foreign in ('{"began": "2024"}', '{"metrics": null}', '{"options": []}', "[]"):
+        (copied.runs / "good" / "run.json").write_text(foreign)
+        assert copied("runs").code == 0
+        assert copied("runs --csv").code == 0
     assert copied("runs show better").code == 0
     (copied.runs / "no-score" / "config.yaml").unlink()
     assert copied("runs diff better no-score").code == 0
@@ -391,14 +401,30 @@ def until(holds: Callable[[], Any]) -> None:
         time.sleep(0.2)
 
 
-def test_a_name_that_a_finished_run_has_is_refused(copied: Commands) -> None:
+def test_a_name_that_another_run_has_is_refused(copied: Commands) -> None:
     before = (copied.runs / "good" / "checkpoints" / "last.ckpt").read_bytes()
     outcome = copied(f"{FIT} --run_id good --trainer.max_epochs 3")
-    problem = "error: run_id: expected a new name, got good, a run that has finished; "
-    assert (outcome.code, outcome.err.startswith(problem)) == (2, True), outcome
-    assert re.search(r"`python \S*main.py fit --resume \S*good` trains it further", outcome.err)
+    problem = (
+        r"error: run good has checkpoints already; to resume it: python \S*main.py fit --resume "
+    )
+    assert (outcome.code, bool(re.match(problem, outcome.err))) == (2, True), outcome
     assert (copied.runs / "good" / "checkpoints" / "last.ckpt").read_bytes() == before
     assert record(copied.runs / "good")["state"] == "finished"
+    outcome = copied(f"{FIT} --run_id tested")
+    problem = "error: run tested is there already, a test without checkpoints; expected another "
+    assert (outcome.code, outcome.err.startswith(problem)) == (2, True), outcome
+    assert record(copied.runs / "tested")["verb"] == "test"
+
+
+def test_a_resumed_run_keeps_what_it_has_reached_also_where_it_fails_at_once(
+    fails: Commands,
+) -> None:
+    before = record(fails.runs / "good")
+    assert fails("fit --resume good --trainer.max_epochs 3 --model fails_early.InSetup").code == 1
+    after = record(fails.runs / "good")
+    assert (after["state"], after["error"]) == ("failed", "ValueError: no data")
+    reached = ("best", "epoch", "step", "began", "monitor", "mode")
+    assert {name: after[name] for name in reached} == {name: before[name] for name in reached}
 
 
 FAILS = """
@@ -500,3 +526,62 @@ def test_a_run_of_several_ranks_has_one_record(copied: Commands, tmp_path: Path)
     )
     made = record(copied.runs / "ranks")
     assert (made["state"], made["epoch"], made["step"]) == ("finished", 1, 4)
+
+
+def test_values_that_are_no_number_come_last(copied: Commands) -> None:
+    file = copied.runs / "good" / "run.json"
+    text = file.read_text()
+    assert '"val/loss": ' in text
+    file.write_text(re.sub(r'"val/loss": [\d.]+', '"val/loss": NaN', text))
+    listed = cells(copied("runs --sort val/loss --columns run --filter verb=fit"))
+    assert [row[0] for row in listed[1:]] == ["better", "no-score", "good"]
+    assert json.loads(copied("runs --json").out)[0]["best_metrics"]
+
+
+SAVES = """
+from lightning.pytorch import Callback
+
+
+class Raises(Callback):
+    def on_train_end(self, trainer, pl_module):
+        raise ValueError("at the end")
+"""
+
+
+def test_a_spawned_training_that_fails_keeps_its_checkpoints(
+    copied: Commands, tmp_path: Path
+) -> None:
+    (tmp_path / "saves.py").write_text(SAVES)
+    line = f"{FIT} --run_id spawned --trainer.max_epochs 1 --trainer.strategy ddp_spawn"
+    line += " --trainer.accelerator cpu --trainer.devices 1 --trainer.callbacks+ saves.Raises"
+    words = line.replace("@digits", "configs/digits.yaml").split()
+    env = environment(tmp_path / "e") | {"RUNS_ROOT": str(copied.runs), "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "main.py", *words],
+        cwd=copied.project,
+        env=env,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert (copied.runs / "spawned" / "checkpoints" / "last.ckpt").exists()
+    assert record(copied.runs / "spawned")["state"] == "failed"
+
+
+def test_ctrl_c_in_the_wait_for_wandb_keeps_a_finished_test(
+    copied: Commands, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutdown = importlib.import_module("odd_duck.engine.shutdown")
+    waits = [True]
+
+    def interrupted(loggers: Any, code: int) -> None:
+        if waits.pop() if waits else False:
+            raise shutdown.ExitBySignal(signal.SIGINT)
+
+    monkeypatch.setattr(shutdown, "finish_wandb", interrupted)
+    outcome = copied("test --ckpt_path good --trainer.logger false")
+    assert outcome.code == 130
+    assert outcome.run is not None
+    assert "test/acc" in (outcome.run / "metrics.csv").read_text()
+    assert record(outcome.run)["state"] == "stopped"

@@ -142,6 +142,14 @@ def test_one_bar_has_epoch_steps_speed_and_time_left(training: tuple[Seen, int, 
     assert not any("|" in row for row in seen.last)
 
 
+def test_a_validation_alone_has_a_bar_too(terminal: Terminal) -> None:
+    assert terminal(*FIT, "--trainer.max_epochs", "1", "--run_id", "shown").last
+    seen = terminal("main.py", "validate", "--ckpt_path", "shown", "--trainer.logger", "false")
+    bars = [row for screen in seen.screens for row in screen if "|" in row]
+    assert any(re.search(r"\| 20/20  .*took 00:0", row) for row in bars), seen.last
+    assert any("val/acc" in row for row in seen.last)
+
+
 def test_a_line_for_each_epoch_stays_with_whole_values(training: tuple[Seen, int, int]) -> None:
     seen, columns, metrics = training
     at = [number for number, row in enumerate(seen.last) if row.startswith("epoch ")]

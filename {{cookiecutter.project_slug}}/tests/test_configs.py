@@ -58,8 +58,15 @@ def test_a_trial_of_every_sweep_makes_a_step(file: Path, command: Command, tmp_p
     sweep, trial = yaml.safe_load(file.read_text()), tmp_path / "trial.json"
     drawn = {}
     for key, one in sweep["parameters"].items():
-        drawn[key] = one.get("values", [one.get("value", one.get("min"))])[0]
+        values = [
+            *one.get("values", []),
+            *(one[name] for name in ("value", "min", "mu") if name in one),
+        ]
+        if values:
+            drawn[key] = values[0]
     trial.write_text(json.dumps(drawn))
+    if "fit" not in sweep.get("command", []):
+        pytest.skip("its trials are no `fit`")
     words = [str(trial) if word == "${args_json_file}" else word for word in sweep["command"]]
     words = [word.replace("configs/", f"{CONFIGS}/") for word in words[words.index("fit") :]]
     command(*words, "--trainer.fast_dev_run", "true")

@@ -55,10 +55,16 @@ from .provenance import (
 )
 from .recorder import RunProgress, RunRecorder, best_or_last, is_of_this_run, print_outcome
 from .restore import RestoreRun
-from .resume import OF_THE_RUN, CheckpointLayers, find_restart_checkpoint, load_initial_weights
+from .resume import (
+    OF_THE_RUN,
+    CheckpointLayers,
+    find_restart_checkpoint,
+    is_restarted,
+    load_initial_weights,
+)
 from .run import Run
 from .run_record import RunRecord, read_record
-from .screen import clear_loading, say
+from .screen import clear_loading, is_terminal, say
 from .session import session
 from .shutdown import GracefulShutdown
 from .train_state import TrainState
@@ -307,18 +313,19 @@ class CLI(LightningCLI):
             if checkpoint.path in OF_THE_RUN:
                 problem = f"run {self.run.id} is new and has no checkpoint"
                 raise UsageError(f"--ckpt_path {checkpoint.path}: {problem}; expected {REFERENCE}")
+            if begins and not is_restarted():
+                self._refuse_taken_id()
             return checkpoint
-        self._refuse_taken_id()
         path = str(find_restart_checkpoint(self.run))
         return CheckpointLayers("resume", self.run.root, self.run.id, path)
 
     def _refuse_taken_id(self) -> None:
-        """Refuse the name of a run that has finished; one that was killed is resumed."""
+        """Refuse the name of a run that has ended well, without a checkpoint to resume."""
         record = read_record(self.run.folder)
         if self.command_line.run_id and record is not None and record.state == "finished":
-            resume = python_command("fit", "--resume", display_path(self.run.folder))
-            problem = f"expected a new name, got {self.run.id}, a run that has finished"
-            raise UsageError(f"run_id: {problem}; `{resume}` trains it further")
+            remove = python_command("runs", "rm", display_path(self.run.folder))
+            problem = f"run {self.run.id} is there already, a {record.verb} without checkpoints"
+            raise UsageError(f"{problem}; expected another --run_id, or before this: {remove}")
 
     # The trainer.
 
@@ -330,7 +337,7 @@ class CLI(LightningCLI):
         if barebones:
             kwargs.update(dict.fromkeys(BAREBONES))
         elif wants_progress(settings, callbacks):
-            kwargs["enable_progress_bar"] = sys.stdout.isatty()
+            kwargs["enable_progress_bar"] = is_terminal(sys.stdout)
             callbacks += progress_callbacks()
         if self.subcommand is not None and not barebones:
             callbacks.append(self.shutdown)  # last: it sees what the others made of a batch
@@ -393,10 +400,11 @@ class CLI(LightningCLI):
             if isinstance(logger, RunWandbLogger):
                 logger.use_run(self.run)
         self.shutdown.trainer = trainer  # an error before `setup` must end W&B's run too
+        if self.recorder in callbacks and not dry_run:
+            callbacks.append(RunProgress(self.recorder, self.subcommand is not None))
+            if trainer.is_global_zero:
+                self.shutdown.made_folder = self.run.lock(self.resources)
         strip_noop_hooks(callbacks)
-        if self.recorder in callbacks and trainer.is_global_zero and not dry_run:
-            self.shutdown.made_folder = self.run.lock(self.resources)
-            callbacks.append(RunProgress(self.recorder))
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = BackgroundCheckpointIO()
         for callback in trainer.checkpoint_callbacks if dry_run else ():

@@ -32,7 +32,7 @@ from .lightning_internals import read_by, restore_reader
 from .metrics import Divergence, MetricsFile, Summaries
 from .progress import EpochLines
 from .random_streams import random_states, restore_random
-from .recorder import RunRecorder
+from .recorder import RunRecorder, logged_values
 from .restore import RestoreRun
 from .shutdown import GracefulShutdown
 from .wandb_logger import RunWandbLogger
@@ -219,7 +219,7 @@ class Loop(Fabric):
             self.checkpoint.last_model_path = str(self.last)
         self.lines.show(trainer)
         self._write(self.last)
-        self.recorder.note_progress(trainer, self.current_epoch)
+        self.recorder.note_progress(trainer, self.current_epoch, logged_values(trainer))
         for logger in self.loggers if self.is_global_zero else ():
             if isinstance(logger, RunWandbLogger) and self.checkpoint:
                 logger.after_save_checkpoint(self.checkpoint)

@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import Timer, TQDMProgressBar
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm, convert_inf
 
 from .checkpoints import best_saving
-from .screen import GREEN, columns, has_colours, paint, say
+from .screen import GREEN, columns, has_colours, is_terminal, paint, say
 
 REDRAW_INTERVAL = 0.2  # seconds
 NARROWEST_BAR = 8  # columns; what stands beside it makes room
@@ -181,7 +181,8 @@ class TrainingBar(TQDMProgressBar):
     ) -> None:
         super().on_validation_batch_end(trainer, pl_module, *args)
         self.validated += 1
-        self.train_progress_bar.refresh()
+        if trainer.state.fn == "fit":
+            self.train_progress_bar.refresh()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.validating = False
@@ -406,4 +407,4 @@ def best_of(trainer: Trainer) -> tuple[str, float] | None:
 
 def progress_callbacks() -> list[Callback]:
     """Return what shows the progress: a bar and lines in a terminal, else lines alone."""
-    return [TrainingBar(), EpochLines()] if sys.stdout.isatty() else [EpochLines()]
+    return [TrainingBar(), EpochLines()] if is_terminal(sys.stdout) else [EpochLines()]

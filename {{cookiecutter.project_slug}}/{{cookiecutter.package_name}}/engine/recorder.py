@@ -97,14 +97,14 @@ class RunRecorder(Callback):
             part.write_text(yaml.safe_dump(self.config, sort_keys=False), encoding="utf-8")
 
     def begin_record(self, stage: str) -> None:
-        """Write run.json, unless this is an evaluation that joins a run."""
+        """Write run.json, unless this is an evaluation that joins a training."""
         before = read_record(self.run.folder)
-        if before is not None and before.verb != stage:
+        if before is not None and before.verb == "fit" and stage != "fit":
             return
         record = self.record
-        if before is not None:  # it is resumed
-            record.began = before.began
-            record.given = sorted({*before.given, *record.given})
+        record.verb = stage  # a subcommand of the team's may train too
+        if before is not None and before.verb == stage:
+            record.take_over(before)
         record.begin()
         file = Path(self.checkpoint or "")
         if stage != "fit" and file.parent.name == "checkpoints":
@@ -112,24 +112,32 @@ class RunRecorder(Callback):
         record.write(self.run.folder)
         self.keeps_record = True
 
-    def note_progress(self, trainer: Trainer, epochs: int, state: str = RUNNING) -> None:
+    def note_progress(
+        self,
+        trainer: Trainer,
+        epochs: int,
+        metrics: dict[str, float] | None = None,
+        state: str | None = None,
+    ) -> None:
         """Note in run.json how far the run is.
 
         Args:
             trainer: The trainer, or a Fabric loop.
             epochs: Epochs that were trained.
-            state: The state of the run.
+            metrics: The values that were logged last; None for those that are noted.
+            state: What became of the run; None while it is under way.
         """
         record = self.record
         if not self.keeps_record:
             return
         limit = trainer.max_epochs
         record.max_epochs = limit if limit and limit > 0 else None
-        record.epoch, record.step, record.state = epochs, trainer.global_step, state
-        record.metrics = {name: value.item() for name, value in trainer.callback_metrics.items()}
+        record.epoch, record.step = epochs, trainer.global_step
+        record.metrics = record.metrics if metrics is None else metrics
+        record.state = state or record.state
         if record.verb == "fit":
             self._note_best(record, trainer)
-        if state != RUNNING or time.monotonic() > self.recorded_at + RECORD_INTERVAL:
+        if state or time.monotonic() > self.recorded_at + RECORD_INTERVAL:
             record.write(self.run.folder)
             self.recorded_at = time.monotonic()
 
@@ -140,9 +148,11 @@ class RunRecorder(Callback):
             code: Its exit code.
             error: What ended it, in a line; "" for a success.
         """
-        if self.keeps_record:
-            self.record.end(code, error)
-            self.record.write(self.run.folder)
+        # A process that was spawned may have kept it.
+        record = self.record if self.keeps_record else read_record(self.run.folder)
+        if record is not None and (self.keeps_record or record.state == RUNNING):
+            record.end(code, error)
+            record.write(self.run.folder)
 
     @staticmethod
     def _note_best(record: RunRecord, trainer: Trainer) -> None:
@@ -152,7 +162,8 @@ class RunRecorder(Callback):
         if summaries is not None:
             record.monitor, record.mode = summaries.monitor(trainer)
             best = summaries.best.items()
-            record.best = {name.removeprefix("best/"): value for name, value in best}
+            values = {name.removeprefix("best/"): value for name, value in best}
+            record.best = values or record.best
         elif saving is not None and saving.monitor and saving.best_model_score is not None:
             record.monitor, record.mode = saving.monitor, saving.mode
             record.best = {saving.monitor: saving.best_model_score.item()}
@@ -221,27 +232,41 @@ class RunRecorder(Callback):
 class RunProgress(Callback):
     """Keeps run.json up to date; stands behind all callbacks, whose decisions it notes.
 
+    On every rank: reading metrics may be work of all of them.
+
     Args:
         recorder: That of the run.
+        in_command: Whether a command says at its end what became of the run.
     """
 
-    def __init__(self, recorder: RunRecorder) -> None:
+    def __init__(self, recorder: RunRecorder, in_command: bool) -> None:
         self.recorder = recorder
+        self.in_command = in_command
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
-            self.recorder.note_progress(trainer, trainer.current_epoch)
+            self.recorder.note_progress(trainer, trainer.current_epoch, logged_values(trainer))
 
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.recorder.note_progress(trainer, trainer.current_epoch + 1)
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.recorder.note_progress(trainer, trainer.current_epoch)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self.recorder.note_progress(trainer, trainer.current_epoch, "finished")
+        state = RUNNING if self.in_command else "finished"
+        values = logged_values(trainer)
+        self.recorder.note_progress(trainer, trainer.current_epoch, values, state)
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        self.recorder.note_progress(trainer, trainer.current_epoch, "failed")
+        if trainer.global_step > self.recorder.record.step:
+            self.recorder.note_progress(trainer, trainer.current_epoch)
+        if not self.in_command:
+            self.recorder.note_end(1, f"{type(exception).__name__}: {exception}")
+
+
+def logged_values(trainer: Trainer) -> dict[str, float]:
+    """Return the values that were logged last, by name."""
+    return {name: value.item() for name, value in trainer.callback_metrics.items()}
 
 
 def batch_size(loaders: Any) -> int | None:

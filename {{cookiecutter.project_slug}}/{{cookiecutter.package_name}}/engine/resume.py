@@ -19,7 +19,7 @@ from .checkpoints import (
     saved_model_config,
 )
 from .errors import UsageError
-from .files import display_path
+from .files import display_path, python_command
 from .readable import about_checkpoint, read_checkpoint
 from .run import Run, find_run
 from .screen import say
@@ -179,9 +179,15 @@ def find_restart_checkpoint(run: Run) -> Path:
     Raises:
         UsageError: If this is no restart.
     """
-    if not any(os.environ.get(name, "0") != "0" for name in RESTART_VARIABLES):
-        raise UsageError(f"run {run.id} has checkpoints already; to resume it: --resume {run.id}")
+    if not is_restarted():
+        resume = python_command("fit", "--resume", display_path(run.folder))
+        raise UsageError(f"run {run.id} has checkpoints already; to resume it: {resume}")
     return newest_checkpoint(run.folder)
+
+
+def is_restarted() -> bool:
+    """Return whether a scheduler, a launcher or a sweep may have started this command before."""
+    return any(os.environ.get(name, "0") != "0" for name in RESTART_VARIABLES)
 
 
 def load_initial_weights(module: LightningModule, file: Path, weights_only: bool) -> None:

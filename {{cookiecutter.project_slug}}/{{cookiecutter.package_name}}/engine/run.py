@@ -1,5 +1,6 @@
 """A run: its id, its folder, its lock, and finding one. Imports neither torch nor Lightning."""
 
+import json
 import os
 import re
 import secrets
@@ -8,18 +9,20 @@ import time
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
 from .errors import UsageError, did_you_mean
 from .files import PROJECT
+from .metrics_log import LOG, STAGE, STEP, TABLE, last_line
 
-# What lies in the folder of a command that fails before its first step.
+# What may lie in the folder of a command that has done nothing; not error.txt, which a line names.
 MADE_BY_A_START = {
-    *(".lock", "config.yaml", "run.json", "error.txt", "metrics.jsonl", "metrics.csv"),
+    *(".lock", "config.yaml", "run.json", LOG, TABLE),
     *("checkpoints", "uploads", "wandb"),
 }
-LOGS = "wandb/*run-*/run-*.wandb"  # of W&B's client, one for each start of a run
+WANDB_LOGS = "wandb/*run-*/run-*.wandb"  # of W&B's client, one for each start of a run
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,9 @@ class Run:
     @property
     def wandb_id(self) -> str:
         """The run's id in W&B: that of its logs, if the folder has been renamed since."""
-        logs = sorted(self.folder.glob(LOGS), key=lambda log: log.parent.name.partition("run-")[2])
+        logs = sorted(
+            self.folder.glob(WANDB_LOGS), key=lambda log: log.parent.name.partition("run-")[2]
+        )
         newest = logs[-1].stem.removeprefix("run-") if logs else self.id
         is_copy = newest != self.id and (self.root / newest).exists()
         return self.id if is_copy else newest
@@ -85,12 +90,23 @@ class Run:
         return is_new
 
     def remove_unused(self) -> bool:
-        """Remove the folder if there is nothing in it but what a start makes; return whether."""
-        kept = {entry.name for entry in self.folder.iterdir()} - MADE_BY_A_START
-        if kept:
+        """Remove the folder if there is nothing in it but what a start makes; return whether.
+
+        That is neither a checkpoint nor a row of a step, nor a file that the engine does not know.
+        """
+        others = {entry.name for entry in self.folder.iterdir()} - MADE_BY_A_START
+        saved = [*self.folder.glob("checkpoints/*"), *self.folder.glob("uploads/*")]
+        if others or saved or has_steps(self.folder / LOG):
             return False
         shutil.rmtree(self.folder, ignore_errors=True)
         return True
+
+
+def has_steps(log: Path) -> bool:
+    """Return whether rows were logged of an evaluation, or after the first step of a training."""
+    last = last_line(log)[1] if log.exists() else b""
+    row: dict[str, Any] = json.loads(last) if last else {STAGE: "fit", STEP: 0}
+    return bool(row[STAGE] != "fit" or row[STEP] > 0)
 
 
 def new_run_id() -> str:

@@ -5,7 +5,8 @@ import os
 import socket
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, fields
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,12 @@ class RunRecord:
         self.pid, self.host = os.getpid(), socket.gethostname()
         self.began = self.began or time.time()
 
+    def take_over(self, before: "RunRecord") -> None:
+        """Keep what an earlier start of the run has reached."""
+        for name in ("began", "epoch", "max_epochs", "step", "monitor", "mode", "best", "metrics"):
+            setattr(self, name, getattr(before, name))
+        self.given = sorted({*before.given, *self.given})
+
     def end(self, code: int, error: str) -> None:
         """Note the exit code of the command and, in a line, what ended it."""
         self.state, self.error = STATES_OF_CODES.get(code, "failed"), error
@@ -90,13 +97,26 @@ class RunRecord:
 
 
 def read_record(folder: Path) -> RunRecord | None:
-    """Return the record of a run; None where there is none."""
-    known = {one.name for one in fields(RunRecord)}
+    """Return the record of a run; None where there is none, or the file is another program's."""
     try:
         values = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-        return RunRecord(**{name: value for name, value in values.items() if name in known})
-    except (OSError, ValueError, AttributeError):  # none, or not a record
+    except (OSError, ValueError):
         return None
+    blank = asdict(RunRecord())
+    if not isinstance(values, dict):
+        return None
+    known = {name: value for name, value in values.items() if name in blank}
+    if all(is_like(value, blank[name]) for name, value in known.items()):
+        return RunRecord(**known)
+    return None
+
+
+def is_like(value: Any, default: Any) -> bool:
+    """Return whether a value has the type of a default; None has none."""
+    if default is None:
+        return not isinstance(value, dict | list)
+    kinds = (int, float) if isinstance(default, float) else type(default)
+    return isinstance(value, kinds)
 
 
 @dataclass(frozen=True)
@@ -136,10 +156,14 @@ class RunFolder:
             return self._has_process()
 
     def _has_process(self) -> bool:
-        if self.record.host != socket.gethostname() or not self.record.pid:
+        if self.record.state != RUNNING:
             return False
+        if self.record.host != socket.gethostname() or os.name == "nt":
+            return True  # nobody can know: on Windows asking would end it
         try:
             os.kill(self.record.pid, 0)
+        except PermissionError:  # another user's
+            return True
         except OSError:
             return False
         return True
@@ -180,7 +204,8 @@ def sizes(folder: Path | str, prefix: str) -> Iterator[tuple[str, int]]:
         name = f"{prefix}{entry.name}"
         if entry.is_dir(follow_symlinks=False):
             yield from sizes(entry.path, f"{name}/")
-        else:
+            continue
+        with suppress(OSError):  # it was removed meanwhile
             yield name, entry.stat(follow_symlinks=False).st_size
 
 
@@ -196,10 +221,14 @@ def run_folders(root: Path) -> list[RunFolder]:
     """Return the runs in a folder; what is no run is left out."""
     if not root.is_dir():
         return []
-    marks = (RECORD, "config.yaml", "checkpoints")
     folders = (Path(entry.path) for entry in os.scandir(root) if entry.is_dir())
-    return [
-        RunFolder(folder)
-        for folder in sorted(folders)
-        if not folder.name.startswith(".") and any((folder / mark).exists() for mark in marks)
-    ]
+    return [RunFolder(folder) for folder in sorted(folders) if is_run(folder)]
+
+
+def is_run(folder: Path) -> bool:
+    """Return whether a folder is one that a run has left."""
+    try:
+        marks = ((folder / mark).exists() for mark in (RECORD, "config.yaml", "checkpoints"))
+        return not folder.name.startswith(".") and any(marks)
+    except OSError:  # another user's
+        return False

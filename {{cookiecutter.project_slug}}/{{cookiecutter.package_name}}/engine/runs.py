@@ -15,7 +15,7 @@ from .errors import UsageError, did_you_mean
 from .files import display_path, python_command, sync_command
 from .metrics_log import LOG, read_rows
 from .run import find_run, runs_root
-from .run_record import RunFolder, run_folders
+from .run_record import RECORD, RunFolder, run_folders
 from .runs_table import (
     as_text,
     as_time,
@@ -29,6 +29,7 @@ from .runs_table import (
     read_filter,
     sort_by,
 )
+from .screen import is_terminal
 
 ACTIONS = ("list", "show", "diff", "rm", "plot")
 RUN_HELP = "id or folder of a run"
@@ -203,7 +204,7 @@ def diff(given: argparse.Namespace) -> None:
         table.add_column(run.id, overflow="fold")
     for name, values in differing(compared).items():
         table.add_row(*(Text(as_text(text)) for text in (name, *values)))
-    Console(width=None if sys.stdout.isatty() else 1000).print(table)
+    Console(width=None if is_terminal(sys.stdout) else 1000).print(table)
 
 
 def differing(compared: Sequence[RunFolder]) -> dict[str, list[Any]]:
@@ -228,8 +229,9 @@ def remove(given: argparse.Namespace) -> None:
     """
     removed = named(given)
     for run in removed:
-        if not {run} & set(run_folders(run.path.parent)):
-            raise UsageError(f"runs rm: {display_path(run.path)} is no run")
+        is_run = any((run.path / name).exists() for name in (RECORD, ".lock"))
+        if run.path.is_symlink() or not is_run:
+            raise UsageError(f"runs rm: {display_path(run.path)} is no folder of a run")
         if run.is_live:
             raise UsageError(f"runs rm: {run.id}: a process is at work on it")
         if run.wandb == "unsent" and not given.unsent:
@@ -237,7 +239,9 @@ def remove(given: argparse.Namespace) -> None:
             raise UsageError(f"runs rm: {run.id}: W&B has not got all of it; {ways}")
     size = decimal(sum(run.size for run in removed))
     what = f"{len(removed)} run{'s' * (len(removed) > 1)}, {size}"
-    if not given.yes and not agreed(f"remove {', '.join(run.id for run in removed)}: {what}?"):
+    if not given.yes and not agreed(
+        f"remove {', '.join(display_path(run.path) for run in removed)}: {what}?"
+    ):
         raise UsageError("runs rm: nothing was removed")
     for run in removed:
         hidden = run.path.with_name(f".removed-{run.id}")  # half a run would be listed as one
@@ -252,7 +256,7 @@ def agreed(question: str) -> bool:
     Raises:
         UsageError: If there is nobody to answer.
     """
-    if not sys.stdin.isatty():
+    if not is_terminal(sys.stdin):
         raise UsageError("runs rm: expected --yes where there is no terminal to answer in")
     try:
         return input(f"{question} [y/N] ").strip().lower() in ("y", "yes")

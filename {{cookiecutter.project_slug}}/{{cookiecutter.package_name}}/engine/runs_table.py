@@ -18,6 +18,7 @@ from rich.filesize import decimal
 
 from .errors import UsageError, did_you_mean
 from .run_record import RunFolder
+from .screen import is_terminal
 
 COLUMNS: dict[str, Callable[[RunFolder], Any]] = {
     "run": lambda run: run.id,
@@ -152,12 +153,16 @@ def best_first(runs: Sequence[RunFolder]) -> list[RunFolder]:
 
     def place(run: RunFolder) -> tuple[Any, ...]:
         record, score = run.record, run.record.score
-        if score is None or math.isnan(score):
+        if score is None or is_nan(score):
             return (1, 0, "", 0.0, -record.began)
         value = -score if record.mode == "max" else score
         return (0, -monitors[record.monitor], str(record.monitor), value, -record.began)
 
     return with_evaluations(sorted(runs, key=place))
+
+
+def is_nan(value: Any) -> bool:
+    return isinstance(value, float) and math.isnan(value)
 
 
 def with_evaluations(runs: Sequence[RunFolder]) -> list[RunFolder]:
@@ -184,8 +189,8 @@ def with_evaluations(runs: Sequence[RunFolder]) -> list[RunFolder]:
 def sort_by(runs: Sequence[RunFolder], column: str, downwards: bool) -> list[RunFolder]:
     """Order runs by a column; those without a value come last."""
     name = find_column(column, runs, "--sort")
-    having = [run for run in runs if cell(run, name) is not None]
-    rest = [run for run in runs if cell(run, name) is None]
+    rest = [run for run in runs if cell(run, name) in (None, "") or is_nan(cell(run, name))]
+    having = [run for run in runs if run not in rest]
 
     def place(run: RunFolder) -> tuple[bool, float, str]:
         value = cell(run, name)
@@ -221,7 +226,7 @@ def default_columns(runs: Sequence[RunFolder]) -> list[str]:
     if all(run.wandb != "unsent" for run in runs):
         left_out.add("wandb")
     columns = [name for name in SHOWN if name not in left_out]
-    for name in DROPPED_FIRST if sys.stdout.isatty() else ():
+    for name in DROPPED_FIRST if is_terminal(sys.stdout) else ():
         widths = [width_of(one, runs) + GAP for one in columns if one != "options"]
         if sum(widths) + OPTIONS_WIDTH > get_terminal_size().columns:
             columns = [one for one in columns if one != name]
@@ -298,7 +303,7 @@ def print_table(runs: Sequence[RunFolder], columns: Sequence[str]) -> None:
     for run in runs:
         texts = [shown(run, column, options) for column in columns]
         table.add_row(*map(Text, texts), style=STYLES.get(run.state))
-    width = None if sys.stdout.isatty() else 1000
+    width = None if is_terminal(sys.stdout) else 1000
     Console(width=width, soft_wrap=False).print(table)
 
 

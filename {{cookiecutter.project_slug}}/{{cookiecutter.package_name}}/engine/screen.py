@@ -27,6 +27,8 @@ def say(line: str, stream: TextIO | None = None) -> None:
     errors: those are pasted.
     """
     stream = stream or sys.stdout
+    if stream is None:  # a program without a console
+        return
     if label := LABEL.match(line):
         word, width = label.group(), columns(stream)
         longest = max(map(len, line.split()))
@@ -44,7 +46,12 @@ def say(line: str, stream: TextIO | None = None) -> None:
 def has_colours(stream: TextIO) -> bool:
     """Return True for a terminal, unless its user wants no colours."""
     refused = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
-    return stream.isatty() and not refused
+    return is_terminal(stream) and not refused
+
+
+def is_terminal(stream: Any) -> bool:
+    """Return True for a terminal; False for what is none, or does not say."""
+    return bool(getattr(stream, "isatty", bool)())
 
 
 def write_at_once(line: str) -> None:
@@ -76,11 +83,11 @@ def show_loading() -> None:
     The cursor goes back to where the line begins, so that an error is written over it.
     """
     is_first = all(os.environ.get(name, "0") == "0" for name in RANKS)
-    if is_first and "lightning" not in sys.modules and sys.stderr.isatty():
+    if is_first and "lightning" not in sys.modules and is_terminal(sys.stderr):
         print(paint(LOADING, CYAN, sys.stderr), end="\r", file=sys.stderr, flush=True)
 
 
 def clear_loading() -> None:
     """Remove the line of `show_loading`."""
-    if sys.stderr.isatty():
+    if is_terminal(sys.stderr):
         print(" " * len(LOADING), end="\r", file=sys.stderr, flush=True)

@@ -65,8 +65,8 @@ class GracefulShutdown(Callback):
         self.exit_signal = 0  # on which all ranks have agreed
         self.forced = False  # by a second signal
         self.training_began = False
-        self.made_folder = False  # whether the run's folder is this command's
-        self.step_at_start = 0
+        self.made_folder: bool | None = None  # None: the folder's lock is not this command's
+        self.trained = False  # whether a batch was trained
         self.ended = False
         self.last_checkpoints: list[LastCheckpoint] = []
         self.replaced_handlers: dict[int, Any] = {}
@@ -146,9 +146,13 @@ class GracefulShutdown(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.replace_lightnings_handlers(trainer, pl_module)
         self.training_began = True
-        self.step_at_start = trainer.global_step
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        """Note that a batch was trained, and agree on a signal."""
+        self.trained = True
+        self.agree()
+
+    def agree(self) -> None:
         """Agree on a signal that any rank has received, and request last.ckpt if there is one."""
         agreed = self.first_signal
         if self.rank_monitor:
@@ -167,7 +171,7 @@ class GracefulShutdown(Callback):
             raise ExitBySignal(self.exit_signal)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.on_train_batch_end(trainer, pl_module)
+        self.agree()
         self.on_train_batch_start(trainer, pl_module)
 
     def on_exception(
@@ -223,16 +227,13 @@ def end_command(shutdown: GracefulShutdown, error: BaseException | None) -> Base
 
 def leave_folder(shutdown: GracefulShutdown, run: Run, ending: BaseException | None) -> None:
     """Note in run.json how the command ended; remove a new folder in which nothing was done."""
-    trainer = shutdown.trainer
-    step = trainer.global_step if trainer else 0
-    trained = shutdown.training_began and step > shutdown.step_at_start
-    if ending and shutdown.made_folder and not trained and run.remove_unused():
+    if ending and shutdown.made_folder and not shutdown.trained and run.remove_unused():
         say(f"removed  {display_path(run.folder)}: it has nothing to keep")
         return
     first_line = str(ending or "").partition("\n")[0]
     is_message = isinstance(ending, UsageError | ExitBySignal) or ending is None
     error = first_line if is_message else f"{type(ending).__name__}: {first_line}"
-    if shutdown.recorder:
+    if shutdown.recorder and shutdown.made_folder is not None:
         shutdown.recorder.note_end(exit_code(ending), error)
 
 
