@@ -197,16 +197,18 @@ def test_a_sync_that_is_killed_and_run_again_is_exact(
     reference = command.runs / f"{run.name}-again"
     online.fail("hang", part)
     process = start(command, "sync", str(run))
-    if part == "graphql":
-        time.sleep(2)
-    else:
-        online.wait(
-            lambda server: any(
-                "storage" in one.path or "file_stream" in one.path for one in server.requests
+    try:
+        if part == "graphql":
+            time.sleep(2)
+        else:
+            online.wait(
+                lambda server: any(
+                    "storage" in one.path or "file_stream" in one.path for one in server.requests
+                )
             )
-        )
-    process.kill()
-    process.wait()
+    finally:
+        process.kill()
+        process.wait()
     assert not reference.exists()
     online.recover()
     deadline = time.monotonic() + 120

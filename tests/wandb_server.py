@@ -1448,7 +1448,7 @@ class WandbServer:
         """The names of collections and projects that the key may neither read nor write."""
         return self.state.denied
 
-    def wait(self, reached: Callable[[Self], bool], timeout: float = 30) -> None:
+    def wait(self, reached: Callable[[Self], bool], timeout: float = 120) -> None:
         """Waits until a request has made this true."""
         with self.changed:
             assert self.changed.wait_for(lambda: reached(self), timeout), "not reached in time"
