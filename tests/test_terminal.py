@@ -291,6 +291,17 @@ def test_a_bar_fits_any_width(
     assert text.endswith("run 1000:00:00" if columns > 60 else ("00:00", f"7/{total or '?'}"))
 
 
+@pytest.mark.parametrize(("columns", "longest"), [(-1, 78), (0, 78), (1, 8), (12, 10)])
+def test_a_bar_is_drawn_where_a_terminal_has_no_width(
+    columns: int, longest: int, progress: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdout", Screen())
+    monkeypatch.setenv("NO_COLOR", "1")
+    with progress.Bar(lambda _: ("epoch 1/10", ["7/10", ""]), total=10) as bar:
+        bar.dynamic_ncols = lambda _: (columns, 24)
+        assert 0 < len(str(bar)) <= longest
+
+
 @pytest.mark.parametrize(
     ("limits", "total", "expected"),
     [

@@ -17,6 +17,7 @@ REDRAW_INTERVAL = 0.2  # seconds
 NARROWEST_BAR = 8  # columns; what stands beside it makes room
 LINES = 2  # in a terminal, for the values of an epoch
 CONTINUED = " " * 4  # what the second begins with
+NARROWEST = 10  # columns of a terminal that a bar takes into account
 RIGHT_MARGIN = 2  # columns for the ^C of a terminal: the line after the bar is left alone
 DEFAULT_COLUMNS = 80  # of a terminal that does not say its width
 Values = dict[str, Any]
@@ -52,7 +53,8 @@ class Bar(Tqdm):
         """What tqdm makes its text of, here with a format for the terminal's width."""
         values: Values = super().format_dict
         head, tails = self.describe(values)
-        width = (values["ncols"] or DEFAULT_COLUMNS) - RIGHT_MARGIN
+        known = values["ncols"] or 0  # -1 where a terminal says that it has no columns
+        width = max(known if known > 0 else DEFAULT_COLUMNS, NARROWEST) - RIGHT_MARGIN
         room = width - len(head) - len(" || ") - NARROWEST_BAR
         tail = next((tail for tail in tails if len(tail) <= room), tails[-1])
         return {**values, "ncols": width, "bar_format": head + " |{bar}| " + tail, "prefix": ""}
