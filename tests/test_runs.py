@@ -111,6 +111,7 @@ def test_a_narrow_terminal_has_fewer_columns_and_whole_options(
     columns: int, expected: tuple[str, ...], runs: Commands, tmp_path: Path
 ) -> None:
     env = environment(tmp_path / "e") | {"RUNS_ROOT": str(runs.runs), "NO_COLOR": "1"}
+    env.pop("COLUMNS", None)  # pytest-xdist sets it
     screen = in_terminal(("main.py", "runs"), runs.project, env, columns)
     lines = re.sub(r"\x1b\[[\d;]*m", "", screen).splitlines()
     assert max(map(len, lines)) <= columns
