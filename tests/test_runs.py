@@ -39,9 +39,9 @@ def runs(command: Commands, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         for line in (
             f"{FIT} --run_id good --trainer.max_epochs 2 --model.lr 0.0001",
             f"{FIT} --run_id better --trainer.max_epochs 2 --model.lr 0.01",
+            "test --ckpt_path good --run_id tested --trainer.logger false",
             f"{FIT} --run_id no-score --trainer.max_epochs 1 --monitor null"
             " --callbacks.summaries null",
-            "test --ckpt_path good --run_id tested --trainer.logger false",
         ):
             outcome = command(line)
             assert (outcome.code, outcome.err) == (0, ""), outcome
@@ -586,3 +586,29 @@ def test_ctrl_c_in_the_wait_for_wandb_keeps_a_finished_test(
     assert outcome.run is not None
     assert "test/acc" in (outcome.run / "metrics.csv").read_text()
     assert record(outcome.run)["state"] == "stopped"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "removed"),
+    [
+        ("config.yaml", "a: 1", True),
+        ("wandb/offline-run-1-x/run-x.wandb", "", True),
+        ("metrics.jsonl", '{"_row": 0, "_stage": "fit", "_step": 0, "lr": 1}\n', True),
+        ("metrics.jsonl", '{"_row": 0, "_stage": "fit", "_step": 1, "lr": 1}\n', False),
+        ("metrics.jsonl", '{"_row": 0, "_stage": "test", "_step": 0, "acc": 1}\n', False),
+        ("checkpoints/last.ckpt", "", False),
+        ("uploads/1-best.ckpt", "", False),
+        ("error.txt", "", False),
+        ("notes.txt", "", False),
+    ],
+)
+def test_a_folder_that_holds_something_is_not_removed(
+    name: str, text: str, removed: bool, command: Commands, tmp_path: Path
+) -> None:
+    run = importlib.import_module("odd_duck.engine.run").Run("x", tmp_path)
+    file = run.folder / name
+    file.parent.mkdir(parents=True)
+    (run.folder / "run.json").write_text("{}")
+    file.write_text(text)
+    assert run.remove_unused() == removed
+    assert run.folder.exists() != removed
