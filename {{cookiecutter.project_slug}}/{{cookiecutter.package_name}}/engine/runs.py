@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 
 import yaml
 from rich.filesize import decimal
+from rich.text import Text
 
 from .errors import UsageError, did_you_mean
 from .files import display_path, python_command, sync_command
@@ -22,10 +23,12 @@ from .runs_table import (
     best_first,
     changed_options,
     default_columns,
+    empty_table,
     find_column,
     print_csv,
     print_json,
     print_table,
+    print_wide,
     read_filter,
     sort_by,
 )
@@ -194,17 +197,13 @@ def diff(given: argparse.Namespace) -> None:
     compared = named(given)
     if len(compared) < 2:
         raise UsageError("runs diff: expected two runs or more, got one")
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    table = empty_table()
     table.add_column("")
     for run in compared:
         table.add_column(run.id, overflow="fold")
     for name, values in differing(compared).items():
         table.add_row(*(Text(as_text(text)) for text in (name, *values)))
-    Console(width=None if is_terminal(sys.stdout) else 1000).print(table)
+    print_wide(table)
 
 
 def differing(compared: Sequence[RunFolder]) -> dict[str, list[Any]]:

@@ -14,7 +14,10 @@ from fnmatch import fnmatchcase
 from shutil import get_terminal_size
 from typing import Any
 
+from rich.console import Console
 from rich.filesize import decimal
+from rich.table import Table
+from rich.text import Text
 
 from .errors import UsageError, did_you_mean
 from .run_record import RunFolder
@@ -290,12 +293,8 @@ def shown(run: RunFolder, column: str, options: set[str]) -> str:
 
 def print_table(runs: Sequence[RunFolder], columns: Sequence[str]) -> None:
     """Print a table as wide as the terminal, or as wide as it needs where there is none."""
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
     options = distinguishing(runs)
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, GAP, 0, 0))
+    table = empty_table()
     for column in columns:
         wraps = column in ("options", "error")
         justify: Any = "left" if wraps or column in ("run", "state", "name", "wandb") else "right"
@@ -303,8 +302,17 @@ def print_table(runs: Sequence[RunFolder], columns: Sequence[str]) -> None:
     for run in runs:
         texts = [shown(run, column, options) for column in columns]
         table.add_row(*map(Text, texts), style=STYLES.get(run.state))
-    width = None if is_terminal(sys.stdout) else 1000
-    Console(width=width, soft_wrap=False).print(table)
+    print_wide(table)
+
+
+def empty_table() -> Table:
+    """Return a table without lines."""
+    return Table(box=None, pad_edge=False, header_style="bold", padding=(0, GAP, 0, 0))
+
+
+def print_wide(table: Table) -> None:
+    """Print a table, in a terminal as wide as that, else as wide as it needs."""
+    Console(width=None if is_terminal(sys.stdout) else 1000).print(table)
 
 
 def as_values(run: RunFolder) -> dict[str, Any]:
