@@ -471,5 +471,5 @@ def test_two_ranks_leave_what_one_leaves(
             rows.sort(key=str)
     assert ours == expected
     assert {file.name for file in (command.runs / name).iterdir()} <= {
-        *(".lock", "config.yaml", "predictions.csv", "predictions.pt")
+        *(".lock", "config.yaml", "run.json", "predictions.csv", "predictions.pt")
     }
