@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from bakery import environment, in_terminal
 from command import Commands, Outcome
 from filelock import FileLock
@@ -381,7 +382,8 @@ def test_a_run_that_ends_early_is_seen_as_what_it_is(
     assert cells(copied("runs --filter run=ends --columns run,state"))[1:] == [["ends", state]]
     shown = copied("runs show ends").out
     assert re.search(r"^resume   python \S*main.py fit --resume \S*ends$", shown, re.MULTILINE)
-    epochs = record(copied.runs / "ends")["epoch"] + 2
+    last = copied.runs / "ends" / "checkpoints" / "last.ckpt"
+    epochs = torch.load(last, weights_only=True)["epoch"] + 2  # run.json may be seconds behind
     resumed = copied(f"fit --resume ends --trainer.max_epochs {epochs}")
     assert resumed.code == 0, resumed
     after = record(copied.runs / "ends")
@@ -527,6 +529,13 @@ def test_a_run_of_several_ranks_has_one_record(copied: Commands, tmp_path: Path)
     )
     made = record(copied.runs / "ranks")
     assert (made["state"], made["epoch"], made["step"]) == ("finished", 1, 4)
+
+
+def test_what_a_checkpoints_run_brings_is_no_option_of_the_command(copied: Commands) -> None:
+    line = "fit --init_from good --model.lr 0.02 --run_id tuned --trainer.logger false"
+    assert copied(line).code == 0
+    assert record(copied.runs / "tuned")["given"] == ["model.lr", "trainer.logger"]
+    assert record(copied.runs / "tuned")["options"]["trainer.max_epochs"] == 2
 
 
 def test_values_that_are_no_number_come_last(copied: Commands) -> None:

@@ -84,6 +84,7 @@ class CommandLine:
         self.defaults += variable_layers(self.defaults)
         self.under = read_layers(self.checkpoint.under, self.renames, marked)
         over = read_layers(self.checkpoint.over, self.renames, marked)
+        self.files = files
         self.asked_layers = [*self.under, *files, *over]
         self.without_effect: list[str] = []  # what a sweep sets, and is no option
 
@@ -140,9 +141,11 @@ class CommandLine:
         return {display_name(given.name) for given in given_settings(layers, self.flags)}
 
     def changed_names(self) -> set[str]:
-        """Return the display names of the options that the command's files and flags give."""
-        layers = [layer for layer in self.asked_layers if not layer.from_checkpoint]
-        return {display_name(given.name) for given in given_settings(layers, self.flags)}
+        """Return the display names of the options that the command's files and flags give.
+
+        What a checkpoint's run brings is not among them.
+        """
+        return {display_name(given.name) for given in given_settings(self.files, self.flags)}
 
     def new_callbacks(self, known: Collection[str]) -> list[str]:
         """Return further names under `callbacks`, each with a class that a file or a flag gives.
