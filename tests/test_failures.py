@@ -112,7 +112,7 @@ def test_the_end_of_one_rank_is_soon_that_of_the_job(
         last = [line for line in end.screen.splitlines() if line.strip(" =")][-1]
         assert last.endswith("ValueError: the original error"), end.screen
     if what == "SIGTERM":
-        assert last_step(end.run) == 9
+        assert last_step(end.run) == 10  # ranks with fast steps agree one step later
     if not (rank == 0 and what in ("die", "SIGKILL")):  # then nobody is left who could tell W&B
         assert end.told in ({143} if what == "SIGTERM" else {1, 143}), end.screen
     if launcher == "lightning" and rank == 1 and what in ("die", "SIGKILL"):

@@ -109,12 +109,13 @@ class BackgroundCheckpointIO(TorchCheckpointIO):
         Raises:
             RunError: If something could not be written.
         """
-        if self._writer is None:
+        writer = self._writer
+        if writer is None or not (self._untold or writer.held or writer.error):
             return
-        self._writer.raise_error()
+        writer.raise_error()
         self._tell_loggers()
-        self._begun = self._writer.asked
-        self._writer.release(untold=self._first_untold)
+        self._begun = writer.asked
+        writer.release(untold=self._first_untold)
 
     @property
     def _first_untold(self) -> float:

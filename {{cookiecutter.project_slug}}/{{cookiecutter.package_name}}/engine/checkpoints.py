@@ -5,6 +5,7 @@ import re
 import time
 from argparse import ArgumentError
 from datetime import timedelta
+from functools import cached_property
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
@@ -61,6 +62,11 @@ class LastCheckpoint(ModelCheckpoint):
         self.step = -1  # of the newest checkpoint; that of its start once the training has begun
         self.saved_at = 0.0  # seconds, as time.monotonic
         self.cut_epoch = -1  # the last that was ended before its last batch
+
+    @cached_property
+    def state_key(self) -> str:
+        """The name of its state, which Lightning asks for in each step, and would compose each time."""
+        return str(super().state_key)
 
     def state_dict(self) -> dict[str, Any]:
         return {}

@@ -41,7 +41,7 @@ from .files import (
     redact,
     redact_command,
 )
-from .lightning_internals import strip_noop_hooks
+from .lightning_internals import strip_noop_hooks, strip_noop_profiler
 from .metrics import Divergence, MetricNameCheck, MetricsFile, Summaries
 from .parser import Parser
 from .placeholders import fill_placeholders, without_unmonitored
@@ -405,6 +405,7 @@ class CLI(LightningCLI):
             if trainer.is_global_zero:
                 self.shutdown.made_folder = self.run.lock(self.resources)
         strip_noop_hooks(callbacks)
+        strip_noop_profiler(trainer)
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = BackgroundCheckpointIO()
         for callback in trainer.checkpoint_callbacks if dry_run else ():

@@ -12,6 +12,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, nullcontext, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from .screen import say
 
 PARENT_VARIABLE = "RUN_PARENT"  # tells launched ranks which process launches them
 PR_SET_PDEATHSIG = 1  # from prctl(2)
+SLOW_STEP = 0.5  # seconds
 
 
 def die_with_parent() -> None:
@@ -131,6 +133,77 @@ def requeue(repeatable: bool) -> None:
         warn_user(f"not requeued: {error}")
 
 
+class Agreement:
+    """The largest number that any rank gives, known on all ranks at the same step.
+
+    It is asked for at each step's end, and answered at the next one's: no rank waits for another,
+    and no GPU's queue runs empty. Where steps are slow on any rank, the wait costs nothing, so the
+    answer comes at once.
+
+    Args:
+        device: Where the ranks exchange numbers.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.is_slow = False  # as all ranks know it
+        self.asked_at = 0.0  # seconds, as time.monotonic
+        self.answer: Callable[[], list[int]] | None = None  # to what is asked
+
+    def reached(self, number: int, at_once: bool = False) -> int:
+        """Return the largest number of all ranks, or at the last call where steps are fast.
+
+        Args:
+            number: That of this rank; not negative.
+            at_once: Whether to wait for the other ranks.
+        """
+        now = time.monotonic()
+        slow = self.asked_at > 0 and now - self.asked_at > SLOW_STEP
+        self.asked_at = now
+        before = self._read()
+        self.answer = self._ask([number, int(slow)])
+        return max(before, self._read()) if at_once or self.is_slow else before
+
+    def settle(self) -> None:
+        """Wait until the other ranks have asked what this one has."""
+        self._read()
+
+    def _read(self) -> int:
+        if self.answer is None:
+            return 0
+        number, slow = self.answer()
+        self.answer, self.is_slow = None, bool(slow)
+        return number
+
+    def _ask(self, numbers: list[int]) -> Callable[[], list[int]]:
+        given = torch.zeros(len(numbers), dtype=torch.int64, device=self.device)
+        for place, number in enumerate(numbers):
+            if number:
+                given[place] = number  # a kernel: a copy from the CPU would wait for the GPU
+        # Not the strategy's `reduce`, which adds a barrier.
+        work = torch.distributed.all_reduce(given, torch.distributed.ReduceOp.MAX, async_op=True)
+        if self.device.type != "cuda":
+            return partial(finished, work, given)
+        work.wait()  # on the GPU: what is queued later comes after it
+        copied = torch.empty(given.shape, dtype=given.dtype, pin_memory=True)
+        copied.copy_(given, non_blocking=True)
+        event = torch.cuda.Event()
+        event.record()
+        return partial(copied_by, event, copied)
+
+
+def finished(work: Any, numbers: torch.Tensor) -> list[int]:
+    """Return the numbers once all ranks have given theirs."""
+    work.wait()
+    return numbers.tolist()
+
+
+def copied_by(event: torch.cuda.Event, numbers: torch.Tensor) -> list[int]:
+    """Return the numbers once a GPU has copied them."""
+    event.synchronize()
+    return numbers.tolist()
+
+
 class RankMonitor:
     """Finds the first rank that fails; the others refer to it, since their errors only follow.
 
@@ -147,15 +220,9 @@ class RankMonitor:
         self.leaving = False  # all ranks have agreed to end
         self.ended = False  # this rank has ended its work
         self.launched = take_over_launched_ranks(trainer)
+        self.signal = Agreement(trainer.strategy.root_device)
         if trainer.is_global_zero:
             threading.Thread(target=self._watch, daemon=True).start()
-
-    def all_reduce_max(self, number: int) -> int:
-        """Return the largest of the numbers that the ranks give."""
-        largest = torch.tensor(number, device=self.trainer.strategy.root_device)
-        # Not the strategy's `reduce`, which adds a barrier.
-        torch.distributed.all_reduce(largest, torch.distributed.ReduceOp.MAX)
-        return int(largest)
 
     def record_failure(self, error: BaseException) -> None:
         """Write why this rank failed, unless another one failed before it."""
@@ -247,7 +314,10 @@ class ExactEvaluation(Callback):
             of_this_loader = result.meta.dataloader_idx in (None, dataloader_idx)
             if self.in_padding and of_this_loader and id(result) not in known:
                 Metric.reset(result)  # the subclass's reset would forget that it was logged
-            if result.meta.is_mean_reduction:
+            if (
+                result.meta.is_mean_reduction
+                and not result.cumulated_batch_size.is_floating_point()
+            ):
                 # As an integer it would have the mean of the ranks' sizes rounded.
                 result.cumulated_batch_size = result.cumulated_batch_size.float()
 

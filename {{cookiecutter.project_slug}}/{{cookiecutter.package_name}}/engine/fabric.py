@@ -220,6 +220,7 @@ class Loop(Fabric):
         self.lines.show(trainer)
         self._write(self.last)
         self.recorder.note_progress(trainer, self.current_epoch, logged_values(trainer))
+        self.shutdown.on_train_end(trainer, self.model)
         for logger in self.loggers if self.is_global_zero else ():
             if isinstance(logger, RunWandbLogger) and self.checkpoint:
                 logger.after_save_checkpoint(self.checkpoint)

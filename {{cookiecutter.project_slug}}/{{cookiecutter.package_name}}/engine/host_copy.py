@@ -16,6 +16,7 @@ from torch.nn import Parameter
 from .lightning_internals import wraps_tensors
 
 ATOMS = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size)
+ATOMIC = frozenset(ATOMS)
 PIECE = 1 << 23  # elements that are compared at a time
 SMALL = 1 << 20  # bytes, below which a copy costs as little as a buffer
 Keys = tuple[Any, ...]  # those that lead to a value
@@ -93,6 +94,8 @@ class OneCopy:
             for name, item in value.items():
                 new[name] = self.of(item, (*path, name))
             return new
+        if kind in (list, tuple, set) and ATOMIC.issuperset(map(type, value)):
+            return copy.copy(value)  # such as the 625 numbers of a random state
         if kind in (list, tuple, set):
             return kind(self.of(item, (*path, index)) for index, item in enumerate(value))
         return copy.deepcopy(value)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers.logger import DummyLogger
@@ -18,7 +19,7 @@ from torch import Tensor
 from .checkpoints import best_saving
 from .distributed import DUMMY_RUN
 from .errors import RunError, UsageError, did_you_mean
-from .lightning_internals import steps_logged
+from .lightning_internals import steps_logged, wraps_tensors
 from .metrics_log import NUMBER, STAGE, STEP, MetricsLog
 from .screen import say
 from .wandb_logger import RunWandbLogger, answer_nothing
@@ -154,8 +155,8 @@ class Summaries(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         monitor, mode = self.monitor(trainer)
-        values = {name: value.item() for name, value in trainer.callback_metrics.items()}
-        now = values.get(monitor, math.nan)
+        values = trainer.callback_metrics
+        now = values[monitor].item() if monitor in values else math.nan
         before = self.best.get(f"best/{monitor}")
         if trainer.sanity_checking or math.isnan(now):
             return
@@ -164,7 +165,7 @@ class Summaries(Callback):
             stage = monitor.partition("/")[0]
             for name in sorted(values):
                 if name in self.metrics or name.startswith(f"{stage}/"):
-                    self.best[f"best/{name}"] = values[name]
+                    self.best[f"best/{name}"] = values[name].item()
             self.best["best/epoch"] = trainer.current_epoch
             self.on_fit_start(trainer, pl_module)
 
@@ -229,13 +230,30 @@ class Divergence(Callback):
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         buffers = {name for name, _ in pl_module.named_buffers()}
-        for name, value in checkpoint["state_dict"].items():
-            if name not in buffers and isinstance(value, Tensor) and value.isnan().any():
-                self._fail(trainer, f"{name} has NaN values")
+        values = checkpoint["state_dict"].items()
+        tensors = {name: value for name, value in values if isinstance(value, Tensor)}
+        name = first_with_nan({name: one for name, one in tensors.items() if name not in buffers})
+        if name:
+            self._fail(trainer, f"{name} has NaN values")
 
     def _fail(self, trainer: Trainer, problem: str) -> None:
         place = f"at step {trainer.global_step}, which is not saved"
         raise RunError(f"{problem} {place}; --callbacks.divergence null switches this check off")
+
+
+def first_with_nan(tensors: dict[str, Tensor]) -> str:
+    """Return the name of a tensor with a NaN, or "". Wait once for a GPU, not for each tensor."""
+    found = {name: value.isnan().any() for name, value in tensors.items()}
+    together: dict[torch.device, list[Tensor]] = {}
+    for name, has_nan in found.items():
+        if wraps_tensors(has_nan):  # a DTensor says it for all ranks, by itself
+            if has_nan:
+                return name
+        else:
+            together.setdefault(has_nan.device, []).append(has_nan)
+    if not any(torch.stack(flags).any() for flags in together.values()):
+        return ""
+    return next(name for name, has_nan in found.items() if has_nan)
 
 
 class MetricNameCheck(Callback):

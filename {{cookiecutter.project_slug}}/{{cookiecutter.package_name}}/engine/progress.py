@@ -16,6 +16,7 @@ from .screen import GREEN, columns, has_colours, is_terminal, paint, say
 REDRAW_INTERVAL = 0.2  # seconds
 NARROWEST_BAR = 8  # columns; what stands beside it makes room
 LINES = 2  # in a terminal, for the values of an epoch
+SHORTEST_TEXT = 5  # columns of a value with its name, and of what is between two
 CONTINUED = " " * 4  # what the second begins with
 NARROWEST = 10  # columns of a terminal that a bar takes into account
 RIGHT_MARGIN = 2  # columns for the ^C of a terminal: the line after the bar is left alone
@@ -385,7 +386,8 @@ def fitted(texts: list[str], indent: int, width: int) -> list[str]:
         indent: Columns before the first line, which are not part of it.
         width: Columns of the terminal.
     """
-    for count in range(len(texts), 0, -1):
+    most = min(len(texts), LINES * width // SHORTEST_TEXT + 1)
+    for count in range(most, 0, -1):
         rest = [f"+{len(texts) - count} in metrics.csv"] if count < len(texts) else []
         lines, before = [""], indent
         for text in [*texts[:count], *rest]:

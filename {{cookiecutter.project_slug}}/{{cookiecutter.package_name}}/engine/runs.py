@@ -273,8 +273,8 @@ def plot(given: argparse.Namespace) -> None:
     metrics = given.metric or list(filter(None, dict.fromkeys(r.record.monitor for r in drawn)))
     if not metrics:
         raise UsageError("runs plot: expected --metric NAME; these runs have no monitor")
-    rows = {run.id: logged(run) for run in drawn}
-    names = {name for values in rows.values() for row in values for name in row}
+    names: set[str] = set()
+    rows = {run.id: logged(run, (*metrics, given.x), names) for run in drawn}
     for metric in (*metrics, given.x):
         if metric not in names:
             hint = did_you_mean(metric, names)
@@ -283,10 +283,19 @@ def plot(given: argparse.Namespace) -> None:
     print(f"wrote    {display_path(given.output)}")
 
 
-def logged(run: RunFolder) -> list[dict[str, Any]]:
-    """Return the rows that a run has logged."""
-    log = run.path / LOG
-    return list(read_rows(log)) if log.exists() else []
+def logged(run: RunFolder, wanted: Sequence[str], names: set[str]) -> list[dict[str, Any]]:
+    """Return what a run has logged, row by row, without the values that are not wanted.
+
+    Args:
+        run: The run.
+        wanted: Names of values.
+        names: Is given the names of all values.
+    """
+    rows = []
+    for row in read_rows(run.path / LOG) if (run.path / LOG).exists() else ():
+        names.update(row)
+        rows.append({name: row[name] for name in wanted if name in row})
+    return rows
 
 
 def draw(
@@ -295,7 +304,7 @@ def draw(
     """Write a picture.
 
     Args:
-        rows: What each run has logged, by its id.
+        rows: What each run has logged of these, by its id.
         metrics: The metrics to draw.
         x: The name of the x axis's values.
         output: The file to write.

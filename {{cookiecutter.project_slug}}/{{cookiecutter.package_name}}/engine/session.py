@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager, nullcontext
 
 from .distributed import die_with_parent
 from .error_messages import cause_of
-from .lightning_internals import without_copies_to_the_same_device
+from .lightning_internals import signatures_read_once, without_copies_to_the_same_device
 from .shutdown import GracefulShutdown, end_command
 from .wandb_session import own_session, restored_environment
 
@@ -52,6 +52,7 @@ def session(shutdown: GracefulShutdown, resources: ExitStack, runs: bool) -> Ite
         with own_session() if runs else nullcontext(), warnings.catch_warnings(), resources:
             silence_libraries()
             resources.enter_context(without_copies_to_the_same_device())
+            resources.enter_context(signatures_read_once())
             if runs:
                 die_with_parent()
                 shutdown.install_handlers()

@@ -152,11 +152,15 @@ class GracefulShutdown(Callback):
         self.trained = True
         self.agree()
 
-    def agree(self) -> None:
-        """Agree on a signal that any rank has received, and request last.ckpt if there is one."""
+    def agree(self, at_once: bool = False) -> None:
+        """Agree on a signal that any rank has received, and request last.ckpt if there is one.
+
+        Args:
+            at_once: Whether to wait for the other ranks; else fast steps are one step late.
+        """
         agreed = self.first_signal
         if self.rank_monitor:
-            agreed = self.rank_monitor.all_reduce_max(agreed)
+            agreed = self.rank_monitor.signal.reached(agreed, at_once)
             self.rank_monitor.leaving = agreed > 0
         self.exit_signal = agreed
         if agreed:
@@ -170,8 +174,12 @@ class GracefulShutdown(Callback):
         if all(saved.step == trainer.global_step for saved in self.last_checkpoints):
             raise ExitBySignal(self.exit_signal)
 
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.rank_monitor:
+            self.rank_monitor.signal.settle()
+
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.agree()
+        self.agree(at_once=True)
         self.on_train_batch_start(trainer, pl_module)
 
     def on_exception(
