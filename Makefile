@@ -39,8 +39,13 @@ ROUNDS ?= 100
 chaos: .venv/ready
 	$(BIN)/python tests/chaos.py --rounds $(ROUNDS)
 
-bench: .venv/ready  # what a step costs, compared with others: benchmarks/results/, in minutes
+# What a step, a longer run, several ranks and the start cost, beside others: benchmarks/results/.
+# For half an hour on a quiet machine. With a GPU there is benchmarks/gpu.py, for five minutes.
+bench: .venv/ready
 	$(BIN)/python benchmarks/bench.py
+	$(BIN)/python benchmarks/growth.py
+	$(BIN)/python benchmarks/ranks.py
+	$(BIN)/python benchmarks/start.py
 
 picture: .venv/ready  # docs/terminal.svg: a terminal in which the example was just trained
 	$(BIN)/python docs/picture.py

@@ -1,20 +1,32 @@
-"""What a CPU cannot show: one device and all, 32 bits and mixed precision, compiled, resumed.
+"""What a CPU cannot show, in five minutes: tables in Markdown, benchmarks/results/gpu.md.
 
-    python benchmarks/gpu.py
+    python benchmarks/gpu.py [--accelerator cpu] [--parts example steps ranks]
 
-Trains the example of a baked project in each way, as processes, and prints a table in Markdown: the
-test accuracy, which must be that of the example, and the median time of a step of a wider net.
-`--accelerator cpu` tries the script itself where there is no GPU.
+- example: the accuracy of the example in 32 bits, in bf16, and compiled; and whether a run that is
+  killed resumes bit-for-bit in each, with deterministic algorithms.
+- steps: a small and a large GPT (`gpt.py`) beside a loop of PyTorch alone, Lightning's Trainer
+  without anything, and a plain LightningCLI with W&B; what the parts of the engine cost in small
+  steps; the pause for a checkpoint; calls that wait for the GPU.
+- ranks: the example by DDP and FSDP on what GPUs there are.
+
+Everything runs in fresh processes of a baked project. What is not timed runs side by side. Times
+hold for one machine at one time: compare the rows. `--accelerator cpu` tries the script itself.
 """
 
 import argparse
 import csv
+import json
 import platform
+import shutil
 import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
 from pathlib import Path
-from statistics import median
+from typing import Any
 
 import torch
 
@@ -22,96 +34,198 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from bakery import bake, environment
 
-EXTRAS = """
-import time
+HERE = Path(__file__).parent
+KILLER = """
+import os, signal
 from lightning.pytorch import Callback
 
-class Clock(Callback):
-    def on_train_start(self, trainer, module):
-        self.times = []
+class Killer(Callback):
+    def __init__(self, step: int) -> None:
+        self.step = step
 
     def on_train_batch_start(self, trainer, module, batch, batch_idx):
-        if module.device.type == "cuda":
-            import torch
-            torch.cuda.synchronize()
-        self.times.append(time.perf_counter())
-
-    def on_train_end(self, trainer, module):
-        steps = sorted(b - a for a, b in zip(self.times, self.times[1:]))
-        if trainer.is_global_zero and steps:
-            print(f"\\nstep {1000 * steps[len(steps) // 2]:.3f}", flush=True)
+        if trainer.global_step == self.step:
+            os.kill(os.getpid(), signal.SIGKILL)
 """
 WAYS = {  # by what is tried: the options that ask for it
     "32 bits": "",
-    "bf16": "--config configs/gpu.yaml --compile false",
     "32 bits, compiled": "--compile true",
+    "bf16": "--trainer.precision bf16-mixed --matmul_precision high",
     "bf16, compiled": "--config configs/gpu.yaml",
 }
+EPOCHS, KILLED_AT = 20, 230  # of the example, and a step within the last but seventh
+PARTS_OF_A_STEP = {  # by what is left out: the options that do so
+    "without W&B": "--trainer.logger false",
+    "without a bar": "--trainer.enable_progress_bar false",
+    "without the named callbacks": "--callbacks.checkpoint null --callbacks.early_stopping null"
+    " --callbacks.lr_monitor null --callbacks.divergence null",
+    "without last.ckpt": "--callbacks.last_checkpoint null",
+}
+STRATEGIES = {
+    "DDP": "--trainer.strategy ddp",
+    "FSDP": "--trainer.strategy fsdp --trainer.precision bf16-mixed",
+}
+
+
+def table(*head: str, of: Iterable[tuple[object, ...]]) -> str:
+    """Return a table in Markdown."""
+    lines = [f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}"]
+    for cells in of:
+        texts = (f"{cell:.2f}" if isinstance(cell, float) else str(cell) for cell in cells)
+        lines.append(f"| {' | '.join(texts)} |")
+    return "\n".join(lines)
+
+
+class Bench:
+    """A baked project, and what runs commands in it.
+
+    Args:
+        place: A folder.
+        accelerator: What to train on: gpu or cpu.
+    """
+
+    def __init__(self, place: Path, accelerator: str) -> None:
+        self.place, self.accelerator = place, accelerator
+        self.project = bake(place, place)
+        (self.project / "killer.py").write_text(KILLER)
+        shutil.copy(HERE / "gpt.py", self.project)
+
+    def python(self, words: list[str], name: str, codes: tuple[int, ...] = (0,)) -> str:
+        """Run a command of Python in the project; return what it printed.
+
+        Raises:
+            SystemExit: If it ends with another code.
+        """
+        env = environment(self.place / "e") | {
+            "WANDB_MODE": "offline",
+            "WANDB_RUN_ID": name,
+            "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
+            "TORCHINDUCTOR_CACHE_DIR": str(self.place / "inductor"),
+        }
+        done = subprocess.run(
+            [sys.executable, *words],
+            cwd=self.project,
+            env=env,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=280,
+        )
+        if done.returncode not in codes:
+            raise SystemExit(f"{' '.join(words)}:\n{done.stdout[-4000:]}{done.stderr[-4000:]}")
+        return done.stdout
+
+    def fit(self, name: str, options: str, codes: tuple[int, ...] = (0,)) -> Path:
+        """Train the example; return the run's folder."""
+        words = f"main.py fit {options} --trainer.accelerator {self.accelerator}"
+        self.python(words.split(), name, codes)
+        return self.project / "runs" / name
+
+    def step(self, kind: str, size: str, how: str, more: str = "") -> dict[str, float]:
+        """Train a GPT in one way; return its times."""
+        result = self.place / "result.json"
+        words = ["gpt.py", kind, size, self.accelerator, how, str(result), *more.split()]
+        self.python(words, f"gpt-{time.time_ns()}")
+        return dict(json.loads(result.read_text()))
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    """Return what a run has logged, without empty values."""
+    with (folder / "metrics.csv").open() as file:
+        return [{key: one for key, one in row.items() if one} for row in csv.DictReader(file)]
+
+
+def example(bench: Bench) -> str:
+    """Train the example in each way, whole, and killed and resumed."""
+
+    def one(way: str) -> tuple[object, ...]:
+        name = way.replace(" ", "-").replace(",", "")
+        fit = f"--config configs/digits.yaml {WAYS[way]} --trainer.devices 1"
+        fit += f" --trainer.deterministic true --trainer.max_epochs {EPOCHS}"
+        fit += " --callbacks.early_stopping null"
+        whole = rows(bench.fit(f"whole-{name}", f"{fit} --test_after_fit true"))
+        accuracy = next(float(row["test/acc"]) for row in whole if "test/acc" in row)
+        kill = f"--trainer.callbacks+ killer.Killer --trainer.callbacks.step {KILLED_AT}"
+        bench.fit(f"again-{name}", f"{fit} {kill}", codes=(-9,))
+        resume = f"--resume again-{name} --trainer.callbacks null"
+        again = rows(bench.fit(f"again-{name}", resume))
+        same = [row for row in whole if "test/acc" not in row] == again
+        return way, f"{accuracy:.4f}", "yes" if same else "no"
+
+    with ThreadPoolExecutor(len(WAYS)) as threads:
+        results = list(threads.map(one, WAYS))
+    head = ("the example in", "test accuracy", "killed and resumed bit-for-bit")
+    return table(*head, of=results)
+
+
+def steps(bench: Bench, sizes: list[str]) -> str:
+    """Train GPTs in each way; return tables of a step, and of what the engine does beside it."""
+    kinds = ("raw", "barebones", "plain", "shipped")
+    of = []
+    beside = []
+    for size in sizes:
+        for how in ("eager", "compiled"):
+            taken = {kind: bench.step(kind, size, how) for kind in kinds}
+            times = [taken[kind]["ms"] for kind in kinds]
+            of.append((size, how, *times, f"{times[3] / times[1]:.3f}"))
+            ours = taken["shipped"]
+            pauses = [f"{ours[name]:.1f}" for name in ("first pause", "pause", "writing")]
+            beside.append((size, how, int(ours["waits"]), *pauses))
+    whole = bench.step("shipped", sizes[0], "eager")["ms"]
+    parts = [("as it is", whole)]
+    for name, words in PARTS_OF_A_STEP.items():
+        parts.append((name, bench.step("shipped", sizes[0], "eager", words)["ms"]))
+    heads = [
+        ("GPT", "", *(f"`{kind}`: ms a step" for kind in kinds), "`shipped` to `barebones`"),
+        ("GPT", "", "calls that wait, in 20 steps", "ms of the first pause", "later", "writing"),
+        (f"{sizes[0]}: what is left out", "ms a step"),
+    ]
+    tables = zip(heads, (of, beside, parts), strict=True)
+    return "\n\n".join(table(*head, of=some) for head, some in tables)
+
+
+def ranks(bench: Bench) -> str:
+    """Train the example on all devices."""
+    devices = max(1, torch.cuda.device_count()) if bench.accelerator == "gpu" else 2
+    of = []
+    for name, words in STRATEGIES.items():
+        if name == "FSDP" and bench.accelerator != "gpu":
+            continue
+        fit = f"--config configs/digits.yaml {words} --trainer.devices {devices}"
+        begin = time.perf_counter()
+        logged = rows(bench.fit(f"ranks-{name}", f"{fit} --trainer.max_epochs 10"))
+        best = max(float(row["val/acc"]) for row in logged if "val/acc" in row)
+        of.append((name, devices, f"{best:.4f}", time.perf_counter() - begin))
+    return table("strategy", "devices", "best val/acc in 10 epochs", "s", of=of)
+
+
+def about(accelerator: str) -> str:
+    device = platform.processor() or "a CPU"
+    if accelerator == "gpu":
+        device = torch.cuda.get_device_name()
+    names = ("torch", "lightning", "wandb")
+    versions = ", ".join(f"{name} {version(name)}" for name in names)
+    count = torch.cuda.device_count() if accelerator == "gpu" else 1
+    return f"# On a GPU\n\n{count} x {device}, {versions}, Python {platform.python_version()}."
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--accelerator", default="gpu", help="what to train on")
-    parser.add_argument("--epochs", type=int, default=20, help="of the example")
-    parser.add_argument("--width", type=int, default=256, help="of the net whose steps are timed")
+    parser.add_argument("--accelerator", default="gpu", choices=("gpu", "cpu"))
+    parts: dict[str, Any] = {"example": example, "steps": steps, "ranks": ranks}
+    parser.add_argument("--parts", nargs="+", default=list(parts), choices=list(parts))
+    parser.add_argument("--sizes", nargs="+", default=["small", "large"], help="of the GPT")
+    parser.add_argument("--output", type=Path, default=HERE / "results" / "gpu.md")
     given = parser.parse_args()
-    device = platform.processor() or "a CPU"
-    if given.accelerator == "gpu":
-        device = torch.cuda.get_device_name()
-    print(f"{torch.cuda.device_count()} x {device}, torch {torch.__version__}\n")
-    print("| way | devices | test accuracy | resumed bit-for-bit | ms a step, wider |")
-    print("|" + " --- |" * 5)
+    texts = [about(given.accelerator)]
+    begin = time.perf_counter()
     with tempfile.TemporaryDirectory() as place:
-        project = bake(Path(place), Path(place))
-        (project / "extras.py").write_text(EXTRAS)
-
-        def run(name: str, words: str) -> tuple[str, Path]:
-            """What a command printed, and the folder of its run."""
-            words += f" --trainer.accelerator {given.accelerator}"
-            command = [sys.executable, "main.py", *words.split()]
-            env = environment(Path(place)) | {"WANDB_MODE": "offline", "WANDB_RUN_ID": name}
-            done = subprocess.run(
-                command, cwd=project, env=env, capture_output=True, text=True, check=False
-            )
-            if done.returncode:
-                raise SystemExit(f"{' '.join(command)}:\n{done.stdout}{done.stderr}")
-            return done.stdout, project / "runs" / name
-
-        def rows(folder: Path) -> list[dict[str, str]]:
-            with (folder / "metrics.csv").open() as file:
-                table = [
-                    {name: value for name, value in row.items() if value}
-                    for row in csv.DictReader(file)
-                ]
-                return [row for row in table if "test/acc" not in row]
-
-        wide = f"--model.width {given.width} --data.batch_size 256 --trainer.max_epochs 20"
-        counts = [1] + [torch.cuda.device_count()] * (torch.cuda.device_count() > 1)
-        for number, (way, options, devices) in enumerate(
-            (w, o, d) for w, o in WAYS.items() for d in counts
-        ):
-            fit = f"fit --config configs/digits.yaml {options} --trainer.devices {devices}"
-            fit += " --trainer.deterministic warn --trainer.callbacks+ extras.Clock"
-            epochs = f"--trainer.max_epochs {given.epochs} --callbacks.early_stopping null"
-            _, whole = run(f"whole-{number}", f"{fit} {epochs} --test_after_fit true")
-            with (whole / "metrics.csv").open() as file:
-                (accuracy,) = [
-                    row["test/acc"] for row in csv.DictReader(file) if row.get("test/acc")
-                ]
-            half = (
-                f"--trainer.max_epochs {max(1, given.epochs // 2)} --callbacks.early_stopping null"
-            )
-            _, again = run(f"again-{number}", f"{fit} {half}")
-            run(f"again-{number}", f"fit --resume again-{number} {epochs}")
-            exact = "yes" if rows(whole) == rows(again) else "no"
-            times = [
-                run(f"wide-{number}-{turn}", f"{fit} {wide}")[0].partition("\nstep ")[2]
-                for turn in range(3)
-            ]
-            step = median(float(text.split()[0]) for text in times)
-            print(
-                f"| {way} | {devices} | {float(accuracy):.4f} | {exact} | {step:.3f} |", flush=True
-            )
+        bench = Bench(Path(place), given.accelerator)
+        for name in given.parts:
+            texts.append(parts[name](*([bench, given.sizes] if name == "steps" else [bench])))
+            print(texts[-1], end="\n\n", flush=True)
+            given.output.write_text("\n\n".join(texts) + "\n")  # what there is, if time runs out
+    print(f"{time.perf_counter() - begin:.0f} s in all")
 
 
 if __name__ == "__main__":

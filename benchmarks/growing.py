@@ -126,9 +126,7 @@ def train(kind: str, words: list[str]) -> None:
     import wandb
     from lightning.pytorch.cli import LightningCLI
 
-    LightningCLI(
-        args=line, save_config_kwargs={"overwrite": True}, auto_configure_optimizers=False
-    )
+    LightningCLI(args=line, save_config_kwargs={"overwrite": True}, auto_configure_optimizers=False)
     wandb.finish()
 
 

@@ -57,8 +57,7 @@ LOOP = "loop.py {width} {batch_size} {steps}"
 PLAIN = (
     "stock.py fit --model my_project.model.Classifier --model.num_classes 10"
     " --data my_project.data.Digits --trainer.strategy ddp --trainer.logger false"
-    " --trainer.enable_checkpointing false --trainer.enable_progress_bar false"
-    + COMMON
+    " --trainer.enable_checkpointing false --trainer.enable_progress_bar false" + COMMON
 )
 SHIPPED = (
     "main.py fit --config configs/digits.yaml --callbacks.summaries null"

@@ -1,6 +1,8 @@
 """Any end of a run leaves its last checkpoint, a true exit code, truth in W&B and no process."""
 
 import csv
+import importlib
+import math
 import re
 import resource
 import shlex
@@ -446,6 +448,27 @@ def test_a_loss_that_is_no_number_ends_the_run_before_it_is_saved(command: Comma
     assert re.match(rf"{warned}--callbacks.divergence null [^\n]+\n", seldom.err)
     known = command(f"{BRIEF}{ACT}diverge --trainer.callbacks.step 8 --callbacks.divergence null")
     assert (known.code, last_step(known.run)) == (0, 18)
+
+
+def test_all_parameters_are_searched_for_nan_before_a_gpu_is_waited_for(
+    command: Commands, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    metrics = importlib.import_module("odd_duck.engine.metrics")
+    waits: list[str] = []
+    for name in ("__bool__", "item"):
+        original = getattr(torch.Tensor, name)
+
+        def method(tensor: torch.Tensor, original: Any = original) -> Any:
+            waits.append("")
+            return original(tensor)
+
+        monkeypatch.setattr(torch.Tensor, name, method)
+    good = {f"layer{number}.weight": torch.ones(3) for number in range(50)}
+    good |= {"steps": torch.tensor(3), "half": torch.ones(2, dtype=torch.float16)}
+    assert metrics.first_with_nan(good) == ""
+    assert len(waits) == 1
+    assert metrics.first_with_nan({**good, "bad": torch.tensor([1, math.nan])}) == "bad"
+    assert metrics.first_with_nan({}) == ""
 
 
 def test_a_configuration_that_cannot_be_written_is_one_line(command: Commands) -> None:

@@ -64,7 +64,12 @@ def run_folder(outcome: Outcome) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("module", "nicety"), [("result", "faster logging"), ("call", "skipping empty hooks")]
+    ("module", "nicety"),
+    [
+        ("result", "faster logging"),
+        ("call", "skipping empty hooks"),
+        ("training_epoch_loop", "faster steps"),
+    ],
 )
 def test_a_training_works_without_what_makes_it_faster(
     module: str,
@@ -137,3 +142,81 @@ def test_hooks_of_a_team_and_of_others_stay_functions(internals: Any, command: C
     assert callable(theirs.on_train_batch_start)
     assert lightnings.on_validation_batch_end is None
     assert callable(lightnings.on_train_batch_start)
+
+
+class Hooks:
+    """Functions as Lightning asks for the parameters of a hook."""
+
+    def plain(self, batch: Any) -> None:
+        pass
+
+    def two(self, batch: Any, batch_idx: int) -> None:
+        pass
+
+    def any_number(self, *args: Any) -> None:
+        pass
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __eq__(self, other: object) -> bool:
+        raise AssertionError("a model is not compared")
+
+
+def test_parameters_of_a_hook_are_those_that_lightning_finds(internals: Any) -> None:
+    from lightning.pytorch.core import module
+
+    original = module.is_param_in_hook_signature
+    hooks = Hooks()
+    functions = [hooks.plain, hooks.two, hooks.any_number, lambda batch, extra: None]
+    questions: list[tuple[Any, ...]] = [("batch_idx",), ("batch_idx", True), ("x", False, 2)]
+    with internals.signatures_read_once():
+        assert module.is_param_in_hook_signature is not original
+        for _ in range(2):  # the second time by what is known
+            for function in functions:
+                for words in questions:
+                    found = module.is_param_in_hook_signature(function, *words)
+                    assert found == original(function, *words)
+                named = module.is_param_in_hook_signature(function, "batch_idx", min_args=2)
+                assert named == original(function, "batch_idx", min_args=2)
+    assert module.is_param_in_hook_signature is original
+
+
+def test_a_signature_is_read_once(internals: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lightning.pytorch.core import module
+
+    asked: list[Any] = []
+    original = module.is_param_in_hook_signature
+    monkeypatch.setattr(
+        module,
+        "is_param_in_hook_signature",
+        lambda *args, **options: asked.append(args) or original(*args, **options),
+    )
+    with internals.signatures_read_once():
+        for _ in range(5):
+            module.is_param_in_hook_signature(Hooks().two, "batch_idx", explicit=True)
+    assert len(asked) == 1
+
+
+@pytest.mark.filterwarnings("ignore:The .srun. command")  # where SLURM is installed
+def test_only_a_profiler_that_measures_nothing_is_left_out(internals: Any) -> None:
+    from lightning.pytorch import Trainer
+    from lightning.pytorch.profilers import PassThroughProfiler, SimpleProfiler
+
+    class Theirs(PassThroughProfiler):
+        pass
+
+    options: dict[str, Any] = {"logger": False, "enable_checkpointing": False}
+    for kind in (Theirs, SimpleProfiler):
+        trainer = Trainer(profiler=kind(), accelerator="cpu", **options)
+        internals.strip_noop_profiler(trainer)
+        assert "profile" not in vars(trainer.profiler)
+    trainer = Trainer(accelerator="cpu", **options)
+    internals.strip_noop_profiler(trainer)
+    with trainer.profiler.profile("an action") as name:
+        assert name == "an action"
+
+    @trainer.profiler.profile("another")  # as a team's code may use it
+    def function() -> int:
+        return 3
+
+    assert function() == function() == 3

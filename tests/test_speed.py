@@ -34,7 +34,7 @@ def counts(bake: Bake, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Co
     for file in (*contenders, Path(__file__).with_name("probe.py")):
         shutil.copy(file, project)
     results = {}
-    for kind in ("plain", "shipped"):
+    for kind in ("barebones", "plain", "shipped"):
         result = home / f"{kind}.json"
         env = environment(home / kind) | {"WANDB_MODE": "offline", "OMP_NUM_THREADS": "1"}
         in_terminal(["probe.py", kind, result], project, env)
@@ -46,6 +46,13 @@ def test_a_step_calls_fewer_functions_than_that_of_a_plain_lightning(
     counts: dict[str, Counts],
 ) -> None:
     assert counts["shipped"]["calls"] < 0.7 * counts["plain"]["calls"]
+
+
+def test_a_step_calls_few_functions_more_than_that_of_a_trainer_without_anything(
+    counts: dict[str, Counts],
+) -> None:
+    # The rest is what `self.log` and Lightning's and the engine's callbacks do in a step.
+    assert counts["shipped"]["calls"] < 1.15 * counts["barebones"]["calls"]
 
 
 def test_a_logged_value_stays_where_it_is_which_lightning_by_itself_does_not_see(

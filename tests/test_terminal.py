@@ -8,7 +8,7 @@ import mmap
 import re
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -346,3 +346,23 @@ def test_messages_about_gpus_that_a_reader_cannot_act_on_are_left_out(
         warnings.warn(stream, stacklevel=1)
     assert not caught
     assert not logger.isEnabledFor(logging.INFO)
+
+
+def test_a_line_of_very_many_values_is_found_in_few_trials(
+    progress: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Trials of all counts of values, from all of them down, took seconds in each epoch."""
+    tried: list[int] = []
+
+    def counted(*args: int) -> Iterator[int]:
+        for number in range(*args):
+            tried.append(number)
+            yield number
+
+    monkeypatch.setattr(progress, "range", counted, raising=False)
+    lines = progress.fitted([f"val/metric_{number} 0.1" for number in range(10_000)], 20, 80)
+    assert len(tried) < 50
+    assert lines[1].endswith("in metrics.csv")
+    assert all(len(line) <= 80 for line in lines)
+    shortest = progress.fitted([f"{number % 10} 1" for number in range(1_000)], 20, 80)
+    assert [len(line) > 50 for line in shortest] == [True, True]  # none more would fit

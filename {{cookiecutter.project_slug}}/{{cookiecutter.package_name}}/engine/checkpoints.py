@@ -65,7 +65,7 @@ class LastCheckpoint(ModelCheckpoint):
 
     @cached_property
     def state_key(self) -> str:
-        """The name of its state, which Lightning asks for in each step, and would compose each time."""
+        """The name of its state, which Lightning asks for in each step."""
         return str(super().state_key)
 
     def state_dict(self) -> dict[str, Any]:

@@ -134,7 +134,7 @@ def requeue(repeatable: bool) -> None:
 
 
 class Agreement:
-    """The largest number that any rank gives, known on all ranks at the same step.
+    """The largest number that any rank has given so far, known on all ranks at the same step.
 
     It is asked for at each step's end, and answered at the next one's: no rank waits for another,
     and no GPU's queue runs empty. Where steps are slow on any rank, the wait costs nothing, so the
@@ -146,12 +146,13 @@ class Agreement:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
+        self.largest = 0  # as all ranks know it
         self.is_slow = False  # as all ranks know it
         self.asked_at = 0.0  # seconds, as time.monotonic
         self.answer: Callable[[], list[int]] | None = None  # to what is asked
 
     def reached(self, number: int, at_once: bool = False) -> int:
-        """Return the largest number of all ranks, or at the last call where steps are fast.
+        """Return the largest number of all ranks; where steps are fast, up to the last call.
 
         Args:
             number: That of this rank; not negative.
@@ -160,20 +161,18 @@ class Agreement:
         now = time.monotonic()
         slow = self.asked_at > 0 and now - self.asked_at > SLOW_STEP
         self.asked_at = now
-        before = self._read()
+        self.settle()
         self.answer = self._ask([number, int(slow)])
-        return max(before, self._read()) if at_once or self.is_slow else before
+        if at_once or self.is_slow:
+            self.settle()
+        return self.largest
 
     def settle(self) -> None:
-        """Wait until the other ranks have asked what this one has."""
-        self._read()
-
-    def _read(self) -> int:
-        if self.answer is None:
-            return 0
-        number, slow = self.answer()
-        self.answer, self.is_slow = None, bool(slow)
-        return number
+        """Wait until the other ranks have asked what this one has, and take the answer."""
+        if self.answer is not None:
+            number, slow = self.answer()
+            self.answer, self.is_slow = None, bool(slow)
+            self.largest = max(self.largest, number)
 
     def _ask(self, numbers: list[int]) -> Callable[[], list[int]]:
         given = torch.zeros(len(numbers), dtype=torch.int64, device=self.device)
