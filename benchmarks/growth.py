@@ -76,11 +76,16 @@ def window(times: list[float], end: int) -> float:
     return median(durations[-max(1, end // 5) :])
 
 
+def shown(number: float) -> str:
+    """Return a number with three digits, or as a whole one if it has more."""
+    return f"{number:,.0f}" if number >= 1000 else f"{number:.3g}"
+
+
 def table(*head: str, of: Iterable[tuple[object, ...]]) -> str:
     """Return a table in Markdown."""
     lines = [f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}"]
     for cells in of:
-        texts = (f"{cell:.3g}" if isinstance(cell, float) else str(cell) for cell in cells)
+        texts = (shown(cell) if isinstance(cell, float) else str(cell) for cell in cells)
         lines.append(f"| {' | '.join(texts)} |")
     return "\n".join(lines)
 

@@ -2,6 +2,8 @@
 
 import importlib
 import re
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -144,6 +146,21 @@ def test_hooks_of_a_team_and_of_others_stay_functions(internals: Any, command: C
     assert callable(lightnings.on_train_batch_start)
 
 
+@pytest.mark.filterwarnings("ignore:The .srun. command")  # where SLURM is installed
+def test_lightnings_broadcast_before_each_batch_is_left_out_for_a_command_alone(
+    internals: Any,
+) -> None:
+    from lightning.pytorch import Trainer
+
+    trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    loop: Any = trainer.fit_loop.epoch_loop
+    original = loop._broadcast_sigterm_tensor
+    internals.skip_sigterm_broadcast(trainer, skip=True)
+    assert loop._broadcast_sigterm_tensor != original
+    internals.skip_sigterm_broadcast(trainer, skip=False)
+    assert loop._broadcast_sigterm_tensor == original
+
+
 class Hooks:
     """Functions as Lightning asks for the parameters of a hook."""
 
@@ -162,8 +179,16 @@ class Hooks:
         raise AssertionError("a model is not compared")
 
 
+@dataclass
+class Unhashable:
+    number: int = 0
+
+    def __call__(self, batch: Any, batch_idx: int) -> None:
+        pass
+
+
 def test_parameters_of_a_hook_are_those_that_lightning_finds(internals: Any) -> None:
-    from lightning.pytorch.core import module
+    module: Any = importlib.import_module("lightning.pytorch.core.module")
 
     original = module.is_param_in_hook_signature
     hooks = Hooks()
@@ -181,20 +206,38 @@ def test_parameters_of_a_hook_are_those_that_lightning_finds(internals: Any) -> 
     assert module.is_param_in_hook_signature is original
 
 
-def test_a_signature_is_read_once(internals: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from lightning.pytorch.core import module
-
+def note_questions(module: Any, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Return a list to which each question about a hook's parameters is added."""
     asked: list[Any] = []
     original = module.is_param_in_hook_signature
-    monkeypatch.setattr(
-        module,
-        "is_param_in_hook_signature",
-        lambda *args, **options: asked.append(args) or original(*args, **options),
-    )
+
+    def question(*args: Any, **options: Any) -> bool:
+        asked.append(args)
+        return bool(original(*args, **options))
+
+    monkeypatch.setattr(module, "is_param_in_hook_signature", question)
+    return asked
+
+
+def test_a_signature_is_read_once(internals: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    module: Any = importlib.import_module("lightning.pytorch.core.module")
+    asked = note_questions(module, monkeypatch)
     with internals.signatures_read_once():
         for _ in range(5):
             module.is_param_in_hook_signature(Hooks().two, "batch_idx", explicit=True)
     assert len(asked) == 1
+
+
+def test_a_hook_that_is_another_object_each_time_is_not_kept(
+    internals: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else each step would add one, with its model, until the command ends."""
+    module: Any = importlib.import_module("lightning.pytorch.core.module")
+    asked = note_questions(module, monkeypatch)
+    with internals.signatures_read_once():
+        for hook in (partial(Hooks().two, batch_idx=3), Unhashable(), Unhashable()):
+            assert module.is_param_in_hook_signature(hook, "batch_idx")
+    assert len(asked) == 3
 
 
 @pytest.mark.filterwarnings("ignore:The .srun. command")  # where SLURM is installed
@@ -207,7 +250,7 @@ def test_only_a_profiler_that_measures_nothing_is_left_out(internals: Any) -> No
 
     options: dict[str, Any] = {"logger": False, "enable_checkpointing": False}
     for kind in (Theirs, SimpleProfiler):
-        trainer = Trainer(profiler=kind(), accelerator="cpu", **options)
+        trainer: Any = Trainer(profiler=kind(), accelerator="cpu", **options)
         internals.strip_noop_profiler(trainer)
         assert "profile" not in vars(trainer.profiler)
     trainer = Trainer(accelerator="cpu", **options)
@@ -215,8 +258,5 @@ def test_only_a_profiler_that_measures_nothing_is_left_out(internals: Any) -> No
     with trainer.profiler.profile("an action") as name:
         assert name == "an action"
 
-    @trainer.profiler.profile("another")  # as a team's code may use it
-    def function() -> int:
-        return 3
-
-    assert function() == function() == 3
+    # As a decorator, as a team's code may use it.
+    assert trainer.profiler.profile("another")(lambda: 3)() == 3

@@ -78,7 +78,19 @@ def test_a_training_imports_nothing_that_it_does_not_need(counts: dict[str, Coun
     assert not ours & (HEAVY - theirs)
 
 
-def test_the_benchmark_starts(run: Run, tmp_path: Path) -> None:
-    assert "rounds" in run(
-        sys.executable, TEMPLATE / "benchmarks" / "bench.py", "--help", cwd=tmp_path
-    )
+@pytest.mark.parametrize("name", ["bench", "growth", "ranks", "start", "gpu"])
+def test_a_benchmark_starts(name: str, run: Run, tmp_path: Path) -> None:
+    script = TEMPLATE / "benchmarks" / f"{name}.py"
+    assert "--help" in run(sys.executable, script, "--help", cwd=tmp_path)
+
+
+@pytest.mark.slow
+def test_the_benchmark_for_gpus_has_its_tables_on_a_cpu_too(run: Run, tmp_path: Path) -> None:
+    script, table = TEMPLATE / "benchmarks" / "gpu.py", tmp_path / "gpu.md"
+    words = ["--accelerator", "cpu", "--parts", "steps", "--sizes", "tiny", "--output", table]
+    run(sys.executable, script, *words, cwd=tmp_path)
+    lines = table.read_text().splitlines()
+    (head,) = [line for line in lines if "`barebones`: ms a step" in line]
+    assert len([line for line in lines if line.startswith("| tiny | ")]) == 4  # eager, compiled
+    assert head.count("ms a step") == 4
+    assert "| without W&B | " in table.read_text()

@@ -296,7 +296,7 @@ def write_file(
         except Exception as error:
             raise (pieces.error or error) from None
     append_record(file, record)
-    with file.open("rb") as stream:
+    with file.open("r+b") as stream:  # Windows does not sync what is open for reading
         os.fsync(stream.fileno())
 
 

@@ -8,7 +8,7 @@ from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
 from pkgutil import resolve_name
-from typing import Any
+from typing import Any, get_type_hints
 
 import torch
 from jsonargparse import ArgumentParser
@@ -276,12 +276,30 @@ def add_arguments(parser: ArgumentParser, target: Any) -> set[str]:
 
 
 def import_object(class_path: str) -> Any:
-    """Import the class or function that makes a checkpoint's model."""
+    """Import the class or function that makes a checkpoint's model.
+
+    Raises:
+        UsageError: If there is none, or it makes something else: a checkpoint calls no function.
+    """
     try:
-        return resolve_name(class_path)
+        target = resolve_name(class_path)
     except (ImportError, AttributeError, ValueError) as error:
         problem = f"the class of the checkpoint's model cannot be imported, {class_path}"
         raise UsageError(f"{problem}: {error}; --model CLASS says where it is now") from error
+    if not makes_module(target):
+        problem = f"the checkpoint's model is said to be of {class_path}"
+        raise UsageError(f"{problem}, which is no LightningModule")
+    return target
+
+
+def makes_module(target: Any) -> bool:
+    """Return True for a LightningModule's class, and for a function that is said to return one."""
+    if not isinstance(target, type):
+        try:
+            target = get_type_hints(target).get("return")
+        except (NameError, TypeError, AttributeError):  # a name that cannot be found
+            return False
+    return isinstance(target, type) and issubclass(target, LightningModule)
 
 
 @print_usage_errors()  # a SystemExit without a word, else

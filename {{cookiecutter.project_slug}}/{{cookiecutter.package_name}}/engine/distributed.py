@@ -163,7 +163,7 @@ class Agreement:
         self.asked_at = now
         self.settle()
         self.answer = self._ask([number, int(slow)])
-        if at_once or self.is_slow:
+        if at_once or self.is_slow or self.largest:
             self.settle()
         return self.largest
 
@@ -178,16 +178,16 @@ class Agreement:
         given = torch.zeros(len(numbers), dtype=torch.int64, device=self.device)
         for place, number in enumerate(numbers):
             if number:
-                given[place] = number  # a kernel: a copy from the CPU would wait for the GPU
+                given[place].fill_(number)  # a kernel: a copy from the CPU waits for the GPU
         # Not the strategy's `reduce`, which adds a barrier.
         work = torch.distributed.all_reduce(given, torch.distributed.ReduceOp.MAX, async_op=True)
         if self.device.type != "cuda":
             return partial(finished, work, given)
         work.wait()  # on the GPU: what is queued later comes after it
-        copied = torch.empty(given.shape, dtype=given.dtype, pin_memory=True)
+        copied = torch.empty(given.shape, dtype=given.dtype, device="cpu", pin_memory=True)
         copied.copy_(given, non_blocking=True)
         event = torch.cuda.Event()
-        event.record()
+        event.record(torch.cuda.current_stream(self.device))
         return partial(copied_by, event, copied)
 
 
@@ -271,7 +271,7 @@ class RankMonitor:
             failure = "" if self.leaving else self.failure()
             if failure:
                 time.sleep(10)
-                if not self.ended:
+                if not (self.ended or self.leaving):
                     self._abort(failure)
 
     def _abort(self, failure: str) -> None:

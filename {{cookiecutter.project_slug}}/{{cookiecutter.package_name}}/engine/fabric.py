@@ -197,7 +197,8 @@ class Loop(Fabric):
         trainer: Any = self
         if self.divergence:
             self.divergence.on_train_batch_start(trainer, self.model, None, self.batch)
-        self.shutdown.on_train_batch_end(trainer, self.model)
+        self.shutdown.trained = True
+        self.shutdown.agree(at_once=True)
         if self.shutdown.exit_signal:
             self._write(self.last)
             self.shutdown.on_train_batch_start(trainer, self.model)
@@ -220,7 +221,6 @@ class Loop(Fabric):
         self.lines.show(trainer)
         self._write(self.last)
         self.recorder.note_progress(trainer, self.current_epoch, logged_values(trainer))
-        self.shutdown.on_train_end(trainer, self.model)
         for logger in self.loggers if self.is_global_zero else ():
             if isinstance(logger, RunWandbLogger) and self.checkpoint:
                 logger.after_save_checkpoint(self.checkpoint)

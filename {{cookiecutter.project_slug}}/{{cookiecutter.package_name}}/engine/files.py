@@ -31,8 +31,9 @@ def atomic_write(file: Path) -> Iterator[Path]:
     """
     part = file.with_name(f"{file.name}.part")
     try:
+        part.unlink(missing_ok=True)  # a link there could lead anywhere
         yield part
-        with part.open("rb") as written:
+        with part.open("r+b") as written:  # Windows does not sync what is open for reading
             os.fsync(written.fileno())
         part.replace(file)
     except OSError as error:

@@ -11,6 +11,7 @@ from contextlib import ContextDecorator, contextmanager
 from itertools import product
 from pathlib import Path
 from subprocess import Popen
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -85,7 +86,9 @@ def signatures_read_once() -> Iterator[None]:
         return
 
     def is_parameter(hook: Any, *args: Any, **options: Any) -> bool:
-        function = getattr(hook, "__func__", hook)
+        function = getattr(hook, "__func__", None)
+        if type(function) is not FunctionType:  # it may be another object each time
+            return originals[0](hook, *args, **options)
         key = (function, args, *options.items())
         if key not in known:
             known[key] = originals[0](hook, *args, **options)
@@ -264,6 +267,18 @@ def take_over_launched_ranks(trainer: Trainer) -> list[Popen[bytes]]:
     if processes:
         launched.clear()
     return processes
+
+
+def skip_sigterm_broadcast(trainer: Trainer, skip: bool) -> None:
+    """Have a rank not ask the first one before each batch whether Lightning was sent a SIGTERM.
+
+    It never was, since the engine receives signals. Without it each step copies a number to the
+    GPU and back, and waits for it.
+    """
+    loop: Any = trainer.fit_loop.epoch_loop
+    vars(loop).pop("_broadcast_sigterm_tensor", None)
+    if skip and hasattr(loop, "_broadcast_sigterm_tensor"):
+        vars(loop)["_broadcast_sigterm_tensor"] = lambda: None
 
 
 def end_restored_epoch(trainer: Trainer) -> None:

@@ -250,7 +250,7 @@ def first_with_nan(tensors: dict[str, Tensor]) -> str:
             if has_nan:
                 return name
         else:
-            together.setdefault(has_nan.device, []).append(has_nan)
+            together.setdefault(has_nan.device, []).append(has_nan.as_subclass(Tensor))
     if not any(torch.stack(flags).any() for flags in together.values()):
         return ""
     return next(name for name, has_nan in found.items() if has_nan)

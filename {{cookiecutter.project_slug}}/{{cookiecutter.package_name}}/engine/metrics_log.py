@@ -86,7 +86,8 @@ class MetricsLog:
         self.close()
         rows = list(map(stays, read_rows(self.file)))
         if not all(rows):
-            with self.file.open("rb") as lines, atomic_write(self.file) as part:
+            # The file is closed when another takes its place, which Windows asks for.
+            with atomic_write(self.file) as part, self.file.open("rb") as lines:
                 write_lines(part, compress(lines, rows))
             self._table_is_old = True
 
@@ -101,7 +102,10 @@ class MetricsLog:
         table = self.file.with_name(TABLE)
         if not table.exists():
             return
-        with table.open(newline="") as stream, atomic_write(self.file) as part:
+        with (
+            table.open(newline="", encoding="utf-8") as stream,
+            atomic_write(self.file) as part,
+        ):
             rows = enumerate(csv.DictReader(stream))
             lines = (json.dumps(row_of_table(number, values)) for number, values in rows)
             write_lines(part, (f"{line}\n".encode() for line in lines))
@@ -127,7 +131,10 @@ def write_table(folder: Path) -> None:
         columns |= dict.fromkeys(row)
     for name in HIDDEN:
         columns.pop(name, None)
-    with atomic_write(folder / TABLE) as part, part.open("w", newline="") as stream:
+    with (
+        atomic_write(folder / TABLE) as part,
+        part.open("w", newline="", encoding="utf-8") as stream,
+    ):
         writer = csv.DictWriter(stream, columns, extrasaction="ignore", lineterminator="\n")
         writer.writeheader()
         writer.writerows(read_rows(log))

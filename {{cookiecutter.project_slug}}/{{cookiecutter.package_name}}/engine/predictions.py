@@ -51,7 +51,7 @@ class PredictionWriter(BasePredictionWriter):
 
     def write(self, file: Path, tables: Iterable[Columns]) -> None:
         """Write the table, given piece by piece with equal columns. Called on the first rank."""
-        with file.open("w", newline="") as stream:
+        with file.open("w", newline="", encoding="utf-8") as stream:
             writer = csv.writer(stream, lineterminator="\n")
             for number, columns in enumerate(tables):
                 if number == 0:

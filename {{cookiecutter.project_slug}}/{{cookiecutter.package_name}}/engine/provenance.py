@@ -91,6 +91,8 @@ def differences(
     for name in order:
         if name not in saved or name not in asked or same(saved[name].value, asked[name].value):
             continue
+        if REDACTED in (saved[name].value, asked[name].value):  # the other one is the secret
+            continue
         wins = winner[name]
         loses = asked[name] if wins.from_checkpoint else saved[name]
         yield f"{name}: {wins.value} of {wins.source}, not {loses.value} of {loses.source}"

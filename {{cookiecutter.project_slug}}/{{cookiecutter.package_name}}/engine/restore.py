@@ -135,14 +135,16 @@ def relocate_paths(state: dict[str, Any], before: Path, now: Path) -> None:
     """Tell a ModelCheckpoint where its files are now, because the run's folder may have moved."""
 
     def relocated(value: Any) -> Any:
-        if isinstance(value, str) and value and Path(value).is_relative_to(before):
-            return str(now / Path(value).relative_to(before))
-        return value
+        if not (isinstance(value, str) and value and Path(value).is_relative_to(before)):
+            return value
+        inside = Path(value).relative_to(before)
+        return "" if ".." in inside.parts else str(now / inside)  # Lightning removes what is there
 
     for key, value in state.items():
         state[key] = relocated(value)
     models = state.get("best_k_models", {})
-    state["best_k_models"] = {relocated(file): score for file, score in models.items()}
+    found = {relocated(file): score for file, score in models.items()}
+    state["best_k_models"] = {file: score for file, score in found.items() if file}
 
 
 def announce_checkpoints(trainer: Trainer) -> None:

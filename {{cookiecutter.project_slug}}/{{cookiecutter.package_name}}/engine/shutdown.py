@@ -22,9 +22,11 @@ from .checkpoints import LastCheckpoint
 from .distributed import ExactEvaluation, RankMonitor, requeue
 from .errors import RunError, UsageError
 from .files import display_path, python_command
+from .lightning_internals import skip_sigterm_broadcast
 from .recorder import RunRecorder
 from .run import Run
 from .screen import say, write_at_once
+from .train_state import validation_follows
 from .wandb_ending import PREEMPTED
 from .wandb_logger import finish_wandb
 
@@ -132,6 +134,10 @@ class GracefulShutdown(Callback):
             self.rank_monitor = RankMonitor(trainer, self.run.error_file, on_failure)
             callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
             callbacks.append(ExactEvaluation())
+        skip_sigterm_broadcast(trainer, skip=self.rank_monitor is not None)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        skip_sigterm_broadcast(trainer, skip=False)
 
     def replace_lightnings_handlers(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take signals back from Lightning, whose handler waits for ranks that may not come."""
@@ -150,7 +156,7 @@ class GracefulShutdown(Callback):
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Note that a batch was trained, and agree on a signal."""
         self.trained = True
-        self.agree()
+        self.agree(at_once=self.rank_monitor is not None and nothing_is_saved_next(trainer))
 
     def agree(self, at_once: bool = False) -> None:
         """Agree on a signal that any rank has received, and request last.ckpt if there is one.
@@ -195,6 +201,12 @@ class GracefulShutdown(Callback):
                 if isinstance(saved, ModelCheckpoint):
                     # It would wait for ranks that do not come, or save what is not good.
                     saved.save_on_exception = False
+
+
+def nothing_is_saved_next(trainer: Trainer) -> bool:
+    """Return True if last.ckpt cannot be saved at the next batch's end: a validation follows it."""
+    next_is_last = trainer.fit_loop.batch_idx + 2 == trainer.num_training_batches
+    return next_is_last or validation_follows(trainer, later=1)
 
 
 def end_command(shutdown: GracefulShutdown, error: BaseException | None) -> BaseException | None:

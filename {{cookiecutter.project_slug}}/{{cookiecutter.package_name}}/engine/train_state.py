@@ -308,15 +308,20 @@ class TrainState(Callback):
             add_to_result(results[key], self.means.pop(key))
 
 
-def validation_follows(trainer: Trainer) -> bool:
-    """Return True if a validation follows this batch of the training."""
+def validation_follows(trainer: Trainer, later: int = 0) -> bool:
+    """Return True if a validation follows this batch of the training, or one that comes later.
+
+    Args:
+        trainer: The trainer.
+        later: How many batches later.
+    """
     every = trainer.val_check_batch
     if not trainer.enable_validation or every is None or every == math.inf:
         return False
     loop = trainer.fit_loop
     across_epochs = trainer.check_val_every_n_epoch is None
     batch = loop.total_batch_idx if across_epochs else loop.batch_idx
-    return (batch + 1) % every == 0
+    return (batch + 1 + later) % every == 0
 
 
 def restore_random_of(states: dict[str, Any], name: str) -> None:

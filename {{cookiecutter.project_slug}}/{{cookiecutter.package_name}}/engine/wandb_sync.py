@@ -328,6 +328,7 @@ def seen(log: TransactionLog, skipped: int, remote: RemoteRun) -> float:
 def write_copy(log: TransactionLog, records: Iterator[Record]) -> Path:
     """Write a log beside another one, with other records."""
     copy = log.file.with_name("missing.wandb")
+    copy.unlink(missing_ok=True)  # a link there could lead anywhere
     write_log(copy, log.file.read_bytes()[:HEADER], records)
     Path(f"{copy}.syncstate").unlink(missing_ok=True)  # else the first row gets an earlier step
     return copy
