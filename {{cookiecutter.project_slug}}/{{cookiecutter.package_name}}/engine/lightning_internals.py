@@ -275,7 +275,9 @@ def skip_sigterm_broadcast(trainer: Trainer, skip: bool) -> None:
     It never was, since the engine receives signals. Without it each step copies a number to the
     GPU and back, and waits for it.
     """
-    loop: Any = trainer.fit_loop.epoch_loop
+    loop: Any = getattr(getattr(trainer, "fit_loop", None), "epoch_loop", None)
+    if loop is None:  # a Fabric loop
+        return
     vars(loop).pop("_broadcast_sigterm_tensor", None)
     if skip and hasattr(loop, "_broadcast_sigterm_tensor"):
         vars(loop)["_broadcast_sigterm_tensor"] = lambda: None
