@@ -148,7 +148,7 @@ def test_a_signal_to_one_rank_ends_all_before_training_and_in_evaluation_too(job
     unseen = job(
         "lightning", "SIGTERM", 1, "--trainer.num_sanity_val_steps 0 --trainer.callbacks.step 1"
     )
-    assert (unseen.code, unseen.told, last_step(unseen.run)) == (143, 143, 2), unseen.screen
+    assert (unseen.code, unseen.told, last_step(unseen.run)) == (143, 143, 3), unseen.screen
     verb = (
         f"main.py validate --trainer.accelerator cpu --trainer.devices 2 --ckpt_path {unseen.run}"
     )
@@ -163,7 +163,7 @@ def test_a_signal_to_one_rank_ends_all_before_training_and_in_evaluation_too(job
 def test_ctrl_c_in_a_terminal_is_saved_by_all_ranks(job: Job, launcher: str) -> None:
     end = job(launcher, "group_sigint", 1)
     assert end.code == (130 if launcher == "lightning" else 1), end.screen
-    assert (end.told, last_step(end.run), end.left) == (255, 9, []), end.screen
+    assert (end.told, last_step(end.run), end.left) == (255, 10, []), end.screen
 
 
 @pytest.mark.slow
