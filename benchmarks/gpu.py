@@ -22,7 +22,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from itertools import product
@@ -34,6 +33,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from bakery import bake, environment, in_terminal
+from tables import table
 
 HERE = Path(__file__).parent
 KILLER = """
@@ -66,15 +66,6 @@ STRATEGIES = {
     "DDP": "--trainer.strategy ddp",
     "FSDP": "--trainer.strategy fsdp --trainer.precision bf16-mixed",
 }
-
-
-def table(*head: str, of: Iterable[tuple[object, ...]]) -> str:
-    """Return a table in Markdown."""
-    lines = [f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}"]
-    for cells in of:
-        texts = (f"{cell:.2f}" if isinstance(cell, float) else str(cell) for cell in cells)
-        lines.append(f"| {' | '.join(texts)} |")
-    return "\n".join(lines)
 
 
 class Bench:

@@ -19,7 +19,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
@@ -28,6 +29,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from bakery import bake, environment, in_terminal
+from tables import table
 
 HERE = Path(__file__).parent
 KINDS = ("plain", "shipped")
@@ -81,13 +83,7 @@ def shown(number: float) -> str:
     return f"{number:,.0f}" if number >= 1000 else f"{number:.3g}"
 
 
-def table(*head: str, of: Iterable[tuple[object, ...]]) -> str:
-    """Return a table in Markdown."""
-    lines = [f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}"]
-    for cells in of:
-        texts = (shown(cell) if isinstance(cell, float) else str(cell) for cell in cells)
-        lines.append(f"| {' | '.join(texts)} |")
-    return "\n".join(lines)
+three_digits = partial(table, shown=shown)
 
 
 def rows(bench: Bench, most: int) -> str:
@@ -103,7 +99,7 @@ def rows(bench: Bench, most: int) -> str:
     ends = [taken[kind]["end"] for kind in KINDS]
     head = ("rows so far", "stock: ms a step", "shipped", "stock: MiB", "shipped")
     last = f"At the end, to its last file: stock {ends[0]:.2f} s, shipped {ends[1]:.2f} s."
-    return f"{table(*head, of=of)}\n\n{last}"
+    return f"{three_digits(*head, of=of)}\n\n{last}"
 
 
 def values(bench: Bench) -> str:
@@ -116,7 +112,7 @@ def values(bench: Bench) -> str:
         validations = [1000 * median(one["validations"]) for one in taken]
         of.append((count, *times, *validations))
     head = ("values in a step", "stock: ms a step", "shipped")
-    return table(*head, "stock: ms a validation of 10 batches", "shipped", of=of)
+    return three_digits(*head, "stock: ms a validation of 10 batches", "shipped", of=of)
 
 
 def callbacks(bench: Bench) -> str:
@@ -126,7 +122,7 @@ def callbacks(bench: Bench) -> str:
         words = "--trainer.max_epochs 1 --data.batches 2000"
         words += " --trainer.callbacks+ growing.Idle" * count
         of.append((count, *(window(bench.train(kind, words)["steps"], 2000) for kind in KINDS)))
-    return table("more callbacks", "stock: ms a step", "shipped", of=of)
+    return three_digits("more callbacks", "stock: ms a step", "shipped", of=of)
 
 
 def loaders(bench: Bench) -> str:
@@ -137,7 +133,7 @@ def loaders(bench: Bench) -> str:
         taken = [bench.train(kind, words) for kind in KINDS]
         of.append((count, *(1000 * median(one["validations"]) for one in taken)))
     head = ("validation loaders, of 10 batches each", "stock: ms a validation", "shipped")
-    return table(*head, of=of)
+    return three_digits(*head, of=of)
 
 
 def epochs(bench: Bench, keep: dict[str, str]) -> str:
@@ -149,7 +145,7 @@ def epochs(bench: Bench, keep: dict[str, str]) -> str:
         for count in (10, 100, MANY)
     ]
     head = "files in the run's folder" if keep else "epochs so far"
-    return table(head, "stock: ms an epoch", "shipped", of=of)
+    return three_digits(head, "stock: ms an epoch", "shipped", of=of)
 
 
 def folders(bench: Bench) -> str:
@@ -172,7 +168,7 @@ def folders(bench: Bench) -> str:
     for number in range(MANY):
         os.link(checkpoints / "last.ckpt", checkpoints / f"kept-{number:04}.ckpt")
     of += [(f"1 run of {MANY:,} files", bench.seconds("runs"), bench.seconds(*resume, "4"))]
-    return table("what there is", "s for `runs`", "s for `fit --resume` of an epoch", of=of)
+    return three_digits("what there is", "s for `runs`", "s for `fit --resume` of an epoch", of=of)
 
 
 def main() -> None:

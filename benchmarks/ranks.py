@@ -16,7 +16,6 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable
 from itertools import pairwise, product
 from pathlib import Path
 from statistics import median
@@ -25,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from bakery import bake, environment
+from tables import table
 from test_failures import LAUNCHERS, jobs
 
 HERE = Path(__file__).parent
@@ -74,15 +74,6 @@ KINDS = {
 }
 DEATHS = {"error": "exception", "die": "os._exit", "SIGKILL": "SIGKILL", "SIGTERM": "SIGTERM"}
 WARM = 10  # steps that are not timed: the first ones allocate memory
-
-
-def table(*head: str, of: Iterable[tuple[object, ...]]) -> str:
-    """Return a table in Markdown."""
-    lines = [f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}"]
-    for cells in of:
-        texts = (f"{cell:.2f}" if isinstance(cell, float) else str(cell) for cell in cells)
-        lines.append(f"| {' | '.join(texts)} |")
-    return "\n".join(lines)
 
 
 def own(home: Path) -> dict[str, str]:
