@@ -18,6 +18,8 @@ from torch.nn.parallel import DistributedDataParallel
 from my_project.data import Digits
 from my_project.network import ConvNet
 
+RANKS = {"RANK": 0, "WORLD_SIZE": 1}  # torchrun's variables, and their values without it
+
 
 def main() -> None:
     width, batch_size, steps = map(int, sys.argv[1:])
@@ -45,8 +47,6 @@ def main() -> None:
         torch.distributed.barrier()
         os._exit(0)  # a group of gloo that lives, or has lived, can hang as Python ends
 
-
-RANKS = {"RANK": 0, "WORLD_SIZE": 1}
 
 if __name__ == "__main__":
     main()

@@ -28,10 +28,10 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-from bakery import bake, environment, in_terminal
+from bakery import in_terminal
+from project import HERE, Project
 from tables import table
 
-HERE = Path(__file__).parent
 KINDS = ("plain", "shipped")
 RESUMED, MANY = "resumed", 1_000  # id of a run that resumes; epochs, runs, and files of a run
 KEEP_ALL = {
@@ -40,27 +40,13 @@ KEEP_ALL = {
 }
 
 
-class Bench:
-    """A baked project, and what runs commands in it.
-
-    Args:
-        place: A folder.
-    """
-
-    def __init__(self, place: Path) -> None:
-        self.place = place
-        self.project = bake(place, place)
-        shutil.copy(HERE / "growing.py", self.project)
-        self.env = environment(place / "e") | {
-            "OMP_NUM_THREADS": "1",
-            "WANDB_MODE": "offline",
-            "COLUMNS": "120",
-        }
+class Bench(Project):
+    """A baked project, and what trains in it."""
 
     def train(self, kind: str, words: str) -> dict[str, Any]:
         """Train in a new terminal; return the times that `growing.py` noted."""
         result = self.place / "result.json"
-        in_terminal(["growing.py", kind, result, *words.split()], self.project, self.env)
+        in_terminal(["growing.py", kind, result, *words.split()], self.folder, self.env)
         return dict(json.loads(result.read_text()))
 
     def seconds(self, *words: str) -> float:
@@ -68,7 +54,7 @@ class Bench:
         begin = time.perf_counter()
         quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.STDOUT}
         command = [sys.executable, "main.py", *words]
-        subprocess.run(command, cwd=self.project, env=self.env, check=True, **quiet)
+        subprocess.run(command, cwd=self.folder, env=self.env, check=True, **quiet)
         return time.perf_counter() - begin
 
 
@@ -177,7 +163,7 @@ def main() -> None:
     given = parser.parse_args()
     texts = [f"# Growth\n\n{os.cpu_count()} cores, load before {os.getloadavg()[0]:.1f}."]
     with tempfile.TemporaryDirectory() as place:
-        bench = Bench(Path(place))
+        bench = Bench(Path(place), "growing.py")
         parts: list[Callable[[], str]] = [
             lambda: values(bench),
             lambda: callbacks(bench),

@@ -20,11 +20,8 @@ from collections import Counter
 from pathlib import Path
 from statistics import median
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+from project import HERE, Project
 
-from bakery import bake, environment
-
-HERE = Path(__file__).parent
 FIRST_STEP = """
 import os, time
 from lightning.pytorch import Callback
@@ -72,23 +69,14 @@ COMMANDS = {  # by what is measured: the words after `python`
 }
 
 
-class Bench:
-    """A baked project, and what times commands in it.
-
-    Args:
-        place: A folder.
-    """
+class Bench(Project):
+    """A baked project, and what times commands in it."""
 
     def __init__(self, place: Path) -> None:
-        self.place = place
-        self.project = bake(place, place)
-        (self.project / "first_step.py").write_text(FIRST_STEP)
-        (self.project / "plain.py").write_text(PLAIN)
-        self.env = environment(place / "e") | {
-            "OMP_NUM_THREADS": "1",
-            "WANDB_MODE": "offline",
-            "FIRST_STEP": str(place / "first"),
-        }
+        super().__init__(place)
+        (self.folder / "first_step.py").write_text(FIRST_STEP)
+        (self.folder / "plain.py").write_text(PLAIN)
+        self.env["FIRST_STEP"] = str(place / "first")
         self.env.pop("PYTHONDONTWRITEBYTECODE", None)
 
     def seconds(self, words: list[str], **env: str) -> tuple[float, float]:
@@ -98,7 +86,7 @@ class Bench:
         begin = time.time()
         quiet = dict.fromkeys(("stdout", "stderr"), subprocess.DEVNULL)
         command = [sys.executable, *words]
-        subprocess.run(command, cwd=self.project, env=self.env | env, check=True, **quiet)
+        subprocess.run(command, cwd=self.folder, env=self.env | env, check=True, **quiet)
         took = time.time() - begin
         return took, float(first.read_text()) - begin if first.exists() else took
 
@@ -113,7 +101,7 @@ class Bench:
         """Return by package how long its modules take to be imported, in milliseconds."""
         command = [sys.executable, "-X", "importtime", *words]
         done = subprocess.run(
-            command, cwd=self.project, env=self.env, check=True, capture_output=True, text=True
+            command, cwd=self.folder, env=self.env, check=True, capture_output=True, text=True
         )
         spent: Counter[str] = Counter()
         for own, name in re.findall(r"import time: +(\d+) \| +\d+ \| +(\w+)", done.stderr):

@@ -313,12 +313,10 @@ class ExactEvaluation(Callback):
             of_this_loader = result.meta.dataloader_idx in (None, dataloader_idx)
             if self.in_padding and of_this_loader and id(result) not in known:
                 Metric.reset(result)  # the subclass's reset would forget that it was logged
-            if (
-                result.meta.is_mean_reduction
-                and not result.cumulated_batch_size.is_floating_point()
-            ):
+            size = result.cumulated_batch_size if result.meta.is_mean_reduction else None
+            if size is not None and not size.is_floating_point():
                 # As an integer it would have the mean of the ranks' sizes rounded.
-                result.cumulated_batch_size = result.cumulated_batch_size.float()
+                result.cumulated_batch_size = size.float()
 
     on_test_batch_start = on_validation_batch_start
     on_test_batch_end = on_validation_batch_end
